@@ -39,8 +39,8 @@ from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
 from .optimise.edges import edges, interior, proposals
-from .optimise.hamiltonian import hamiltonian
-from .optimise.moment_shift import Weighed, moved_to_moments, moves
+from .optimise.hamiltonian import from_narrow, hamiltonian
+from .optimise.moment_shift import Weighed, moved_to_moments, moves, to_draws
 from .optimise.natural_gradient import natural_gradient
 from .optimise.starts import (
     Start,
@@ -442,8 +442,9 @@ def _improved(
             return (yield from _until_done(bounded))
         if not last.reason.startswith(IMPROPER):
             fitted, seen = yield from _matched(problem, last)
-            last = yield from _reached(problem, fitted, seen)
-            last = _moved(problem, last, seen) if last is fitted and last.converged else last
+            last, seen = yield from _reached(problem, fitted, seen)
+            last, seen = yield from _by_chains(problem, last, seen)
+            last = _moved(problem, last, seen)
     elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
         last = _corrected(problem, last)
     return last
@@ -467,19 +468,36 @@ def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
     if not (how.automatic and small) or target.looped:
         return None
     points = interior(target, generator)
-    words = edges(target, points) if len(points) >= limits.MIN_INTERIOR else ""
-    if not words:
+    if len(points) < limits.MIN_INTERIOR:
         return None
+    words = edges(target, points) or "log_density is -inf in places among its mass"
     with torch.no_grad():
         first = proposals(points, target.log_density(points))
     fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=2 * limits.MATCHED_DRAWS)
 
     def steps() -> Iterator[Progress]:
-        for now in fitted:
-            text = f"{now.reason}; KL(p||q) by importance sampling: {words}"
-            yield replace(now, reason=text, bounded=True) if now.done else now
+        last = yield from _until_done(fitted)
+        last = yield from _whole(problem, last)
+        text = f"{last.reason}; KL(p||q) by importance sampling: {words}"
+        yield replace(last, reason=text, bounded=True)
 
     return steps()
+
+
+def _whole(problem: _Problem, last: Progress) -> Generator[Progress, None, Progress]:
+    """Fit what is no Gaussian to weighted draws, where a Gaussian of KL(p‖q) misses much of p."""
+    if not last.converged:
+        return last
+    seen = _pool_of(problem, last.family)
+    if seen.missed <= limits.LIMITS.unreached or seen.size < limits.MIN_MATCHED_DRAWS:
+        return last
+    draws = seen.resampled(limits.RESAMPLED_DRAWS, problem.generator)
+    best, kept = yield from _fitted_to(problem, last, seen, draws)
+    if best is last:
+        return last
+    text = f"{last.reason}; q had next to no draws where {seen.missed:.0%} of p is, now "
+    text += f"{kept.missed:.1%}, by a {best.family.name} fitted to weighted draws"
+    return replace(best, loss=last.loss, converged=True, reason=text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -686,22 +704,81 @@ def _moved(problem: _Problem, last: Progress, seen: _Pooled) -> Progress:
     return replace(last, family=family, searched=searched, reason=f"{text} {after:.2f}")
 
 
+def _by_chains(
+    problem: _Problem, last: Progress, seen: _Pooled
+) -> Generator[Progress, None, tuple[Progress, _Pooled]]:
+    """Fit to draws of a Hamiltonian run where weighted draws are too few to know p's moments.
+
+    Beyond some ten dimensions a q without p's shape leaves few effective draws of any number, and
+    is far too narrow itself. What is fitted is kept where less of p is missed.
+    """
+    few = seen.size < limits.MIN_MATCHED_DRAWS and seen.missed > limits.LIMITS.unreached
+    begin, first = time.perf_counter(), seen.draws[seen.sample.log_p.isfinite()]
+    first = first[: limits.MANY_CHAINS]
+    if not few or len(first) <= 2 * problem.target.dim:
+        return last, seen
+    chains = from_narrow(problem.target, seen.draws, first, problem.generator)
+    best, kept = last, seen
+    if chains.moving <= limits.MAX_CHAIN_MOVING and chains.error <= limits.MAX_CHAIN_ERROR:
+        best, kept = yield from _fitted_to(problem, last, seen, chains.pooled)
+    words = f"fitted to a Hamiltonian run, {time.perf_counter() - begin:.1f} s"
+    if best is last:
+        tried = replace(last, reason=f"{last.reason}; a mixture {words}, was tried and not kept")
+        return tried, seen
+    text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now "
+    text += f"{kept.missed:.1%}, by a {best.family.name} {words}; {last.reason}"
+    return replace(best, loss=last.loss, converged=True, reason=text), kept
+
+
+def _fitted_to(
+    problem: _Problem, last: Progress, seen: _Pooled, draws: Tensor
+) -> Generator[Progress, None, tuple[Progress, _Pooled]]:
+    """Return what is fitted to draws `[n, d]` of p and misses less of p than `last`, and its pool.
+
+    A mixture is asked first, a flow where that misses too much. They get the draws' means and sds.
+    """
+    best, kept = last, seen
+    for fitted in _fits_to(problem, draws):
+        now = yield from _until_done(fitted)
+        family = to_draws(now.family, draws, problem.generator)
+        after = _pool_of(problem, family)
+        off = (after.draws.std(0) / draws.std(0)).log().abs().max()
+        steady = float(off) < limits.REACHED_SHIFT  # far draws of a flow may carry its sd
+        if steady and after.missed < limits.MIN_MATCHED_GAIN * kept.missed:
+            best, kept = replace(now, family=family), after
+        if kept.missed <= limits.LIMITS.unreached:
+            break
+    return best, kept
+
+
+def _fits_to(problem: _Problem, draws: Tensor) -> Iterator[Iterator[Progress]]:
+    """Give fits to draws by KL(p‖q), the cheaper first: of a mixture, and of a flow with zuko."""
+    generator = problem.generator
+    some = torch.randperm(len(draws), generator=generator)[: limits.RESAMPLED_DRAWS]
+    make = functools.partial(Mixture, components=COMPONENTS)
+    yield forward_kl.maximum_likelihood(
+        draws[some], make, generator, iterations=limits.MATCHED_ITERATIONS
+    )
+    if importlib.util.find_spec("zuko") is not None and problem.target.dim > 1:
+        yield forward_kl.by_steps(draws, Flow(Frame.of_draws(draws)), generator)
+
+
 def _reached(
     problem: _Problem, last: Progress, seen: _Pooled
-) -> Generator[Progress, None, Progress]:
+) -> Generator[Progress, None, tuple[Progress, _Pooled]]:
     """Fit a flow where q has no draws and p has mass: to weighted draws first, then by KL(q‖p).
 
     The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
     are left. Without zuko a mixture is fitted to the draws. It is kept where less of p is missed
     and weighted draws move its moments no further than those of q, by no
     more than standard errors where next to none is missed, or by little where a verdict would trust
-    what is missed.
+    what is missed. It comes with the draws that settle it.
     """
     if not last.converged or seen.missed <= limits.LIMITS.unreached:
-        return last
+        return last, seen
     generator, begin = problem.generator, time.perf_counter()
     if seen.size < limits.MIN_MATCHED_DRAWS or problem.target.dim == 1:
-        return last
+        return last, seen
     draws = seen.resampled(limits.RESAMPLED_DRAWS, generator)
     if importlib.util.find_spec("zuko") is None:
         make = functools.partial(Mixture, components=limits.MORE_COMPONENTS)
@@ -727,10 +804,11 @@ def _reached(
     allowed = max(was_off, limits.MIN_MOMENT_SHIFT) + noise
     worse = off > (max(allowed, limits.REACHED_SHIFT) if reached else allowed)
     if worse or not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
-        return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
+        tried = f"{last.reason}; {words}, was tried and not kept"
+        return replace(last, reason=tried), seen
     text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"
     text += f" {after.missed:.1%}, by {words}; {last.reason}"
-    return replace(now, loss=last.loss, converged=True, reason=text)
+    return replace(now, loss=last.loss, converged=True, reason=text), after
 
 
 def _polished(problem: _Problem, flow: Flow) -> Iterator[Progress]:

@@ -54,8 +54,12 @@ class Probed:
         """How far was searched, and what would have been found."""
         looked = f"{self.scanned:,} points and {self.rays} rays to {limits.SCAN_REACH:,.0f} sd, "
         cost = f"{looked if self.scanned else ''}{self.starts} climbs"
-        reach = max(limits.WIDTH_DISTANCES)
-        return f"searched for other peaks to {reach:g} sd from q's mean ({cost}): {self.seen}"
+        return f"searched for other peaks to {self.reach:g} sd from q's mean ({cost}): {self.seen}"
+
+    @property
+    def reach(self) -> float:
+        """How far from q's mean, in its sd, `narrowest` holds."""
+        return max(limits.WIDTH_DISTANCES)
 
     @property
     def seen(self) -> str:
