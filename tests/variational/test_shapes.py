@@ -308,6 +308,44 @@ def test_a_hole_in_the_middle_leaves_a_fit_that_has_converged(seed):
     assert float((moments(found)[1] / sd).log().abs().max()) < 0.05 + 4.5 / math.sqrt(8000)
 
 
+@pytest.mark.parametrize(
+    ("dims", "apart", "size"), [(1, 20.0, 1.0), (1, 10.0, 0.3), (2, 20.0, 1.0)]
+)
+def test_regions_apart_beyond_log_p_of_minus_inf_are_fitted(dims, apart, size):
+    """Uniform on two balls, of radius 1 and `size`: the second holds size^d of the first's mass."""
+    way = torch.full((dims,), apart / math.sqrt(dims), dtype=F64)
+
+    def log_density(z):
+        inside = (z.square().sum() < 1) | ((z - way).square().sum() < size**2)
+        return torch.where(inside, 0.0 * z[0], -math.inf)
+
+    found = fitted(log_density, dims)
+    share = size**dims / (1 + size**dims)
+    mean, sd = moments(found)
+    true_sd = ((1 - share + share * size**2) / (dims + 2) + share * (1 - share) * way**2).sqrt()
+    # 4,000 draws, and importance sampling of some 2,000 effective ones
+    error = math.sqrt(1 / 4000 + 1 / 2000)
+    assert float(((mean - share * way) / true_sd).abs().max()) < 4.5 * error
+    assert float((sd / true_sd).log().abs().max()) < 4.5 * error
+    assert "beyond log p = -inf" in assess(found).searched
+
+
+def test_an_unmet_region_beyond_log_p_of_minus_inf_is_doubted():
+    """A Gaussian on one of two intervals of equal mass, of flat density: no slope, no curvature."""
+
+    def log_density(z):
+        x = z[:, 0]
+        inside = (x.abs() < 1) | ((x - 20).abs() < 1)
+        return torch.where(inside, 0.0 * x, -math.inf)
+
+    z = 0.6 * torch.randn(4000, 1, generator=seeded(), dtype=F64)
+    log_q = Normal(0.0, 0.6).log_prob(z[:, 0])
+    seen = probe(log_density, z, log_density(z), log_q, generator=seeded())
+    # some 4096 * 0.17 / 3.5 / 2 points meet it: an error of 10 % of its mass
+    assert abs(seen.share - 0.5) < 4.5 * 0.25 * 0.1
+    assert abs(seen.distance - 20 / 0.6) < 1.5
+
+
 def test_the_verdict_does_not_speak_for_peaks_beyond_its_reach():
     """Half the mass in a spike at 150 sd."""
 

@@ -473,15 +473,38 @@ def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
     words = edges(target, points) or "log_density is -inf in places among its mass"
     with torch.no_grad():
         first = proposals(points, target.log_density(points))
-    fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=2 * limits.MATCHED_DRAWS)
+
+    def fitted(starts: list[Start], *, defensive: bool = False) -> Iterator[Progress]:
+        draws = 2 * limits.MATCHED_DRAWS
+        return forward_kl.adaptive(
+            target, starts, FullRank, generator, draws=draws, defensive=defensive
+        )
 
     def steps() -> Iterator[Progress]:
-        last = yield from _until_done(fitted)
+        last = yield from _until_done(fitted(first))
+        apart = _regions(problem, last.family)
+        if apart:
+            last = yield from _until_done(fitted(apart, defensive=True))
         last = yield from _whole(problem, last)
         text = f"{last.reason}; KL(p||q) by importance sampling: {words}"
         yield replace(last, reason=text, bounded=True)
 
     return steps()
+
+
+def _regions(problem: _Problem, family: Family) -> list[Start]:
+    """Return starts on q's region and on another, beyond log p = −inf; none where none is found."""
+    z = family.sample(limits.CHECK_DRAWS, problem.generator)
+    density, here = problem.target.log_density, family.absorb()
+    with torch.no_grad():
+        log_p, log_q = density(z), family.log_prob(z)
+    if here is None or not bool(log_p.isfinite().any()):
+        return []
+    probed = probe(density, z, log_p, log_q, generator=problem.generator)
+    if probed.draws is None or probed.log_weights is None or probed.share < limits.NAMED_ELSEWHERE:
+        return []
+    there = probed.log_weights.softmax(0) @ probed.draws
+    return [Start(here, 0.0), Start(Frame(there, here.scale), 0.0)]
 
 
 def _whole(problem: _Problem, last: Progress) -> Generator[Progress, None, Progress]:
