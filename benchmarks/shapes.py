@@ -80,6 +80,11 @@ def asymmetric(z):
     return -5 * torch.relu(-z) - torch.relu(z)
 
 
+def soft_edge(z):
+    """An exponential with an edge of width 1/30 at 0."""
+    return -z - 3 * torch.nn.functional.softplus(-30 * z)
+
+
 def two_slopes(z):
     return -torch.relu(z.abs() - 1) - 4 * torch.relu(z.abs() - 2)
 
@@ -132,6 +137,29 @@ def triangle():
         return torch.where(inside, 0.0 * z[0], -math.inf)
 
     return log_density, 2, *same(1 / 3, 1 / math.sqrt(18), 2)
+
+
+def simplex(dims):
+    """Uniform on a simplex: a Dirichlet of ones without its last entry."""
+
+    def log_density(z):
+        inside = (z >= 0).all() & (z.sum() <= 1)
+        return torch.where(inside, 0.0 * z[0], -math.inf)
+
+    share = 1 / (dims + 1)
+    return log_density, dims, *same(share, math.sqrt(share * (1 - share) / (dims + 2)), dims)
+
+
+def hole(dims):
+    """A unit normal without the ball of radius 1: -inf inside; the radius by quadrature."""
+
+    def log_density(z):
+        square = z.square().sum()
+        return torch.where(square > 1, -0.5 * square, -math.inf)
+
+    r = torch.linspace(1, 15, 400_001, dtype=F64)
+    w = (-0.5 * r**2 + (dims - 1) * r.log()).softmax(0)
+    return log_density, dims, *same(0.0, math.sqrt(float((w * r**2).sum()) / dims), dims)
 
 
 def interval():
@@ -211,6 +239,23 @@ def two_peaks(apart, first, dims=1):
     return log_density, dims, mean, sd
 
 
+def peaks_apart(number, dims, apart=12.0):
+    """Unit normals of unequal mass in random places, the nearest two `apart` from each other."""
+    generator = seeded(number * dims)
+    means = torch.randn(number, dims, generator=generator, dtype=F64)
+    gaps = torch.cdist(means, means) + 1e9 * torch.eye(number, dtype=F64)
+    means = means * apart / gaps.min()
+    torch.rand(number, 1, generator=generator, dtype=F64)
+    shares = 0.3 + torch.rand(number, generator=generator, dtype=F64)
+    shares = shares / shares.sum()
+
+    def log_density(z):
+        return (shares.log() - 0.5 * (z - means).square().sum(1)).logsumexp(0)
+
+    mean = shares @ means
+    return log_density, dims, mean, (1 + shares @ (means - mean) ** 2).sqrt()
+
+
 def nats_apart(nats, apart=20.0):
     """The peak near the start holds exp(-nats) of the mass."""
 
@@ -279,7 +324,8 @@ ROWS = {
     "flat top": lambda: straight(flat_top),
     "flat top 3": lambda: straight(flat_top, 3),
     "asymmetric Laplace": lambda: straight(asymmetric),
-    "asymmetric Laplace 5": lambda: straight(asymmetric, 5),
+    **{f"asymmetric Laplace {d}": (lambda d=d: straight(asymmetric, d)) for d in (5, 10, 20)},
+    **{f"soft edge {d}": (lambda d=d: straight(soft_edge, d)) for d in (5, 10, 20)},
     "two slopes": lambda: straight(two_slopes),
     "power 1.5": lambda: power(1.5),
     "power 1.1": lambda: power(1.1),
@@ -287,6 +333,9 @@ ROWS = {
     "median": median,
     "one kink": one_kink,
     **{f"edge {d}": (lambda d=d: edge(d)) for d in (1, 2, 3)},
+    "edge 4": lambda: edge(4),
+    "edge simplex 4": lambda: simplex(4),
+    "edge hole 3": lambda: hole(3),
     "edge triangle": triangle,
     "edge interval": interval,
     "edge half-normal": half_normal,
@@ -301,6 +350,10 @@ ROWS = {
     "peaks 0.98": lambda: two_peaks(20.0, 0.98),
     "peaks 0.02": lambda: two_peaks(20.0, 0.02),
     "peaks 0.02 of 5": lambda: two_peaks(12.0, 0.02, 5),
+    **{
+        f"{n} peaks in {d}": (lambda n=n, d=d: peaks_apart(n, d))
+        for n, d in ((3, 2), (5, 2), (5, 10), (8, 5), (8, 10))
+    },
     "spike": spike,
     "beta-binomial": beta_binomial,
     "gaussian process": gaussian_process,

@@ -242,7 +242,7 @@ def test_the_sentence_says_which_peaks_may_have_been_missed():
     assert found.level == "trust" and found.probed.share == 0  # no search of this cost finds it
     assert found.verdict.endswith(
         "of other peaks one narrower than 0.89 of q's sd may have been missed, "
-        "along coordinates and diagonals one narrower than 0.1."
+        "along coordinates and diagonals one narrower than 0.1, and any beyond 40 sd."
     )
 
 

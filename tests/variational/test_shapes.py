@@ -269,6 +269,95 @@ def test_a_far_spike_is_found(seed):
     assert float((mean - 25).abs().max()) < 4.5 * 25 / math.sqrt(4000)
 
 
+def test_more_peaks_than_a_mixture_begins_with_are_fitted():
+    """Five unit normals of equal mass, 12 sd from the middle one and more from each other."""
+    places = 12.0 * torch.tensor([[0.0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=F64)
+    found = fitted(lambda z: (-0.5 * (z - places).square().sum(1)).logsumexp(0), 2)
+    nearest = torch.cdist(found.draws, places).argmin(1)
+    shares = torch.bincount(nearest, minlength=5) / 4000
+    assert float((shares - 0.2).abs().max()) < 4.5 * math.sqrt(0.2 * 0.8 / 4000) + 0.005
+
+
+@slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dims", [10, 20])
+def test_skewed_densities_of_many_dimensions_get_moments_of_a_run(dims, seed):
+    """The log of Exponential(1): mean −γ, variance π²/6; sds were 20 % small in 20 dimensions."""
+    found = fitted(lambda z: (z - z.exp()).sum(), dims, seed)
+    mean, sd = moments(found)
+    off = (mean + 0.5772156649) / (math.pi / math.sqrt(6))
+    # kurtosis 5.4: an sd of 4,000 draws has an error of 0.017; the run's is as large
+    assert float(off.abs().max()) < 4.5 * math.sqrt(2 / 4000)
+    assert float((sd * math.sqrt(6) / math.pi).log().abs().max()) < 4.5 * math.sqrt(2) * 0.017
+
+
+@slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_hole_in_the_middle_leaves_a_fit_that_has_converged(seed):
+    """A unit normal in 3-d without its ball of radius 1; the radius by quadrature."""
+
+    def log_density(z):
+        square = z.square().sum()
+        return torch.where(square > 1, -0.5 * square, -math.inf)
+
+    r = torch.linspace(1, 15, 400_001, dtype=F64)
+    weights = (-0.5 * r**2 + 2 * r.log()).softmax(0)
+    sd = math.sqrt(float((weights * r**2).sum()) / 3)
+    found = fitted(log_density, 3, seed)
+    assert found.converged
+    assert float((moments(found)[1] / sd).log().abs().max()) < 0.05 + 4.5 / math.sqrt(8000)
+
+
+@pytest.mark.parametrize(
+    ("dims", "apart", "size"), [(1, 20.0, 1.0), (1, 10.0, 0.3), (2, 20.0, 1.0)]
+)
+def test_regions_apart_beyond_log_p_of_minus_inf_are_fitted(dims, apart, size):
+    """Uniform on two balls, of radius 1 and `size`: the second holds size^d of the first's mass."""
+    way = torch.full((dims,), apart / math.sqrt(dims), dtype=F64)
+
+    def log_density(z):
+        inside = (z.square().sum() < 1) | ((z - way).square().sum() < size**2)
+        return torch.where(inside, 0.0 * z[0], -math.inf)
+
+    found = fitted(log_density, dims)
+    share = size**dims / (1 + size**dims)
+    mean, sd = moments(found)
+    true_sd = ((1 - share + share * size**2) / (dims + 2) + share * (1 - share) * way**2).sqrt()
+    # 4,000 draws, and importance sampling of some 2,000 effective ones
+    error = math.sqrt(1 / 4000 + 1 / 2000)
+    assert float(((mean - share * way) / true_sd).abs().max()) < 4.5 * error
+    assert float((sd / true_sd).log().abs().max()) < 4.5 * error
+    assert "beyond log p = -inf" in assess(found).searched
+
+
+def test_an_unmet_region_beyond_log_p_of_minus_inf_is_doubted():
+    """A Gaussian on one of two intervals of equal mass, of flat density: no slope, no curvature."""
+
+    def log_density(z):
+        x = z[:, 0]
+        inside = (x.abs() < 1) | ((x - 20).abs() < 1)
+        return torch.where(inside, 0.0 * x, -math.inf)
+
+    z = 0.6 * torch.randn(4000, 1, generator=seeded(), dtype=F64)
+    log_q = Normal(0.0, 0.6).log_prob(z[:, 0])
+    seen = probe(log_density, z, log_density(z), log_q, generator=seeded())
+    # some 4096 * 0.17 / 3.5 / 2 points meet it: an error of 10 % of its mass
+    assert abs(seen.share - 0.5) < 4.5 * 0.25 * 0.1
+    assert abs(seen.distance - 20 / 0.6) < 1.5
+
+
+def test_the_verdict_does_not_speak_for_peaks_beyond_its_reach():
+    """Half the mass in a spike at 150 sd."""
+
+    def log_density(z):
+        thin = -0.5 * ((z[0] - 150) / 0.1) ** 2 - math.log(0.1)
+        return torch.logaddexp(-0.5 * z[0] ** 2, thin)
+
+    found = fitted(log_density, 1)
+    seen = found.draws.max() > 100
+    assert bool(seen) or assess(found).verdict.endswith(", and any beyond 40 sd.")
+
+
 def test_the_search_says_how_far_it_looked():
     found = fitted(lambda z: -0.5 * z.square().sum(), 2)
     cost = "4,096 points and 20 rays to 100 sd, 96 climbs"

@@ -95,7 +95,7 @@ EVALUATION_SHARE = 0.1  # of it, left to evaluate draws of the fitted q
 
 # engine: what the search elsewhere finds is fitted too
 MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which q is fitted again
-MAX_SEARCHES = 3
+MAX_SEARCHES = 8  # with 3, of eight equal peaks some were found and not fitted
 
 # engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
 CLOSE_DRAWS = 2000  # of q, at a first look: whether a wider law is asked, and more draws,
@@ -208,7 +208,9 @@ NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
 # optimise/hamiltonian (chosen on the row "hierarchy non-centred" of benchmarks/shapes.py)
 MIN_SCORE_RESIDUAL = 0.3  # of the scores, from which a large Gaussian is held to a run
 CHAINS = 128  # that move together
+MANY_CHAINS = 1024  # where q's weights leave too few draws, for sds of exponential tails to 5 %
 CHAIN_WARM_UP, CHAIN_KEPT = 40, 40  # iterations
+CHAIN_SHORT, CHAIN_AGAIN = 10, 20  # kept for the frame of a second run; its warm-up
 CHAIN_FIRST_STEP = 0.5  # in q's frame, times d^(-1/4)
 CHAIN_LENGTH = 1.5  # mean of a trajectory: about a quarter of a turn in a round p
 MAX_LEAPS = 64  # of a trajectory

@@ -92,7 +92,7 @@ class Diagnosis:
             return sentence
         unseen = "other peaks were not searched for"
         if self.probed is not None:
-            unseen = f"of other peaks {self.probed.seen}"
+            unseen = f"of other peaks {self.probed.seen}, and any beyond {self.probed.reach:g} sd"
         return f"{sentence.removesuffix('.')}; {unseen}."
 
     @property

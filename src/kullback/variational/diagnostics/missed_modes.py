@@ -32,7 +32,8 @@ class Probed:
     heaviest peak `[k, d]` with their log weights `[k]`, None when there is none. distance: from
     the mean of q's draws to that peak, in their standard deviations (Mahalanobis). starts: climbs.
     scanned: points in directions of every kind from which a first step was taken. rays: lines along
-    axes and diagonals at which log p was looked at. dims: of q.
+    axes and diagonals at which log p was looked at. dims: of q. edged: whether log p is −inf at
+    draws of q: beyond an edge nothing leads to another region.
     """
 
     share: float
@@ -43,6 +44,7 @@ class Probed:
     scanned: int = 0
     rays: int = 0
     dims: int = 1
+    edged: bool = False
 
     @property
     def narrowest(self) -> float:
@@ -54,12 +56,18 @@ class Probed:
         """How far was searched, and what would have been found."""
         looked = f"{self.scanned:,} points and {self.rays} rays to {limits.SCAN_REACH:,.0f} sd, "
         cost = f"{looked if self.scanned else ''}{self.starts} climbs"
-        reach = max(limits.WIDTH_DISTANCES)
-        return f"searched for other peaks to {reach:g} sd from q's mean ({cost}): {self.seen}"
+        return f"searched for other peaks to {self.reach:g} sd from q's mean ({cost}): {self.seen}"
+
+    @property
+    def reach(self) -> float:
+        """How far from q's mean, in its sd, `narrowest` holds."""
+        return max(limits.WIDTH_DISTANCES)
 
     @property
     def seen(self) -> str:
         """Which peaks would have been found, and which would not."""
+        if self.edged:
+            return f"one beyond log p = -inf that none of {self.scanned:,} points met may be missed"
         digits = 10 ** max(2, -math.floor(math.log10(self.narrowest)))
         width = math.ceil(digits * self.narrowest) / digits  # up: what is said to be found is
         kind = f"narrower than {width:g} of q's sd" if width < 1 else "no wider than q"
@@ -162,7 +170,10 @@ def probe(
             pool = pool[_best_of_shells(pool, heights, number)]
         begin, climbs = torch.cat([begin, pool]), starts + limits.CLIMBERS[-1]
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
-    found = Probed(0.0, climbs, scanned=scanned, rays=rays, dims=dims)
+    edged = bool((log_p == -math.inf).any())
+    found = Probed(0.0, climbs, scanned=scanned, rays=rays, dims=dims, edged=edged)
+    if edged and scanned:
+        found = _beyond_edges(whitened, frame, own_places, here, found)
     home = _newton(whitened, torch.zeros(1, dims, dtype=draws.dtype))
     ends, heights = _climb(whitened, begin)
     tops = torch.stack([*home, *_settled(whitened, ends, heights)])
@@ -180,6 +191,34 @@ def probe(
                 distance=float(end.norm()),
             )
     return found
+
+
+def _beyond_edges(
+    log_density: LogDensity, frame: Frame, own: Tensor, here: float, none: Probed
+) -> Probed:
+    """Weigh what p has beyond the radius of q's draws, by points of a known density; or `none`.
+
+    log_density, own: in u. Regions between which log p is −inf have no slope that leads from one to
+    another, and a region of a flat p has no curvature by which `_missing` could weigh it.
+    """
+    dims = own.shape[1]
+    points = _around(dims, none.scanned, torch.Generator().manual_seed(1)).to(own)
+    radius, far = points.norm(dim=1), math.sqrt(dims) + limits.OUTSIDE_SDS
+    log_sphere = math.log(2) + 0.5 * dims * math.log(math.pi) - math.lgamma(dims / 2)
+    log_length = math.log(math.log(limits.SCAN_REACH / limits.OUTSIDE_SDS))
+    with torch.no_grad():
+        values = log_density(points).nan_to_num(-math.inf, math.inf, -math.inf)
+    weights = values + log_sphere + log_length + dims * radius.log()
+    weights = torch.where(radius > far, weights, -math.inf)
+    share = float(torch.sigmoid(log_mean_exp(weights) - here))
+    missed = share - float((own.norm(dim=1) > far).double().mean())
+    if not missed > limits.NAMED_ELSEWHERE:
+        return none
+    middle = weights.softmax(0) @ points
+    draws = frame.outwards(points)
+    return replace(
+        none, share=missed, draws=draws, log_weights=weights, distance=float(middle.norm())
+    )
 
 
 def _around(dims: int, number: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from kullback.variational import limits
 from kullback.variational.families.family import Frame
 from kullback.variational.target.density import Target
 
+from .forward_kl import moments
 from .starts import Start
 
 __all__ = ["edges", "interior", "proposals"]
@@ -31,13 +32,26 @@ def interior(target: Target, generator: torch.Generator) -> Tensor:
 
 
 def proposals(points: Tensor, log_p: Tensor) -> list[Start]:
-    """Return wide starts about interior points `[n, d]`, by their moments and about the highest."""
+    """Return wide starts about points `[n, d]` of `interior`, with log p `[n]` there.
+
+    By their moments, by those of the highest, and by moments weighted by p over the density of all
+    cubes: where p has regions apart, most points lie in the one about 0.
+    """
     best = points[log_p.argsort(descending=True)[: max(2, len(points) // 4)]]
-    found = []
+    weighted = moments(points, (log_p - _log_cubes(points)).softmax(0))
+    found = [Start(weighted, 0.0)]
     for some in (points, best):
         sd = (some.std(0) + 1e-3 * points.std(0)).clamp_min(1e-6)
         found += [Start(Frame.dense(some.mean(0), torch.diag(s * sd)), 0.0) for s in (0.3, 1.0)]
     return found
+
+
+def _log_cubes(points: Tensor) -> Tensor:
+    """Return the log density of `interior`'s uniform points on all cubes, `[n]`."""
+    size = torch.tensor(limits.INTERIOR_WIDTHS, dtype=points.dtype)
+    inside = points.abs().amax(1, keepdim=True) <= size
+    volumes = torch.where(inside, -points.shape[1] * (2 * size).log(), -math.inf)
+    return volumes.logsumexp(1) - math.log(len(size))
 
 
 def edges(target: Target, points: Tensor) -> str:

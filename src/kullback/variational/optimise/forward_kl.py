@@ -112,14 +112,18 @@ def adaptive(
     draws: int,
     rounds: int = 12,
     iterations: int = 300,
+    defensive: bool = False,
 ) -> Iterator[Progress]:
     """Fit q by importance sampling from what was fitted before, until its moments settle.
 
     The first proposal is a mixture of heavy-tailed versions of every start, so that each peak that
     a start found is covered; later ones share their draws between q and a heavy-tailed distribution
     with q's moments. Weights are Pareto-smoothed. Each round fits by `maximum_likelihood`.
+    defensive: whether the first proposals keep their share of the draws. Without them a small
+    region far from a large one has the largest weights, and smoothing takes some of it every round.
     """
-    proposals: list[Family] = [StudentT(_inflated(start.frame)) for start in starts]
+    first: list[Family] = [StudentT(_inflated(start.frame)) for start in starts]
+    proposals = first
     before, used = None, 0
     for number in range(rounds):
         z, log_proposal = _propose(proposals, draws, generator)
@@ -143,7 +147,7 @@ def adaptive(
             yield replace(now, gradient_norm=moved)
             return
         before = frame
-        proposals = [now.family, StudentT(_inflated(frame))]
+        proposals = [now.family, StudentT(_inflated(frame)), *(first if defensive else ())]
 
 
 def _inflated(frame: Frame) -> Frame:

@@ -7,7 +7,9 @@ p is about round. Step sizes follow the acceptance rate in a first part, which i
 trajectories have random lengths (Neal 2011, section 5.4.2).
 
 Which to use: `hamiltonian`, through `fit`: above 50 dimensions, where the scores of p at q's draws
-are not linear, a Gaussian q gets means and sds of the run (its correlations stay). Approximate: a
+are not linear, a Gaussian q gets means and sds of the run (its correlations stay). `from_narrow`
+where q may be much narrower than p, as one of kinks in ten dimensions is: its draws are what a
+mixture is fitted to where importance weights leave too few. Approximate: a
 run this short does not cross between peaks, and keeps part of the error of where it began;
 `Chains.moving` says how much it still moves. Own code: kept implementations (BlackJAX, NumPyro)
 need JAX.
@@ -28,7 +30,7 @@ from kullback.variational import limits
 from kullback.variational.families.family import Frame
 from kullback.variational.target.density import Target
 
-__all__ = ["Chains", "hamiltonian"]
+__all__ = ["Chains", "from_narrow", "hamiltonian"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,25 @@ def hamiltonian(
             kept_draws.append(frame.outwards(state.u))
             accepted += rate / kept
     return Chains(torch.stack(kept_draws), accepted, gradients)
+
+
+def from_narrow(target: Target, draws: Tensor, begin: Tensor, generator: torch.Generator) -> Chains:
+    """Run chains from draws of a q that may be much narrower than p; return those of a second run.
+
+    draws: `[n, d]` of q, n > 2 d, in whose frame the first run moves; begin: `[chains, d]`. The
+    second goes on from where the first ends, in the frame of its draws: trajectories that are a
+    quarter of a turn in a q of half p's width are too short in p.
+
+    >>> target = Target.of(lambda z: -0.5 * z.square().sum(), 2)
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> narrow = 0.3 * torch.randn(256, 2, generator=noise, dtype=torch.float64)
+    >>> found = from_narrow(target, narrow, narrow, noise)
+    >>> bool((found.pooled.std(0) - 1).abs().max() < 0.1)
+    True
+    """
+    first = hamiltonian(target, Frame.of_draws(draws), begin, generator, kept=limits.CHAIN_SHORT)
+    wider = Frame.of_draws(first.pooled)
+    return hamiltonian(target, wider, first.draws[-1], generator, warm_up=limits.CHAIN_AGAIN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from kullback.variational import limits
 from kullback.variational.families import Family
 
-__all__ = ["Moves", "Weighed", "moved_to_moments", "moves"]
+__all__ = ["Moves", "Weighed", "moved_to_moments", "moves", "stretched", "to_draws"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,36 @@ def moves(values: Tensor, w: Tensor, v: Tensor) -> Moves:
     return Moves(size, torch.cat([term.square().sum(0).sqrt() for term in terms]), sd)
 
 
+def stretched(family: Family, centre: Tensor, there: Tensor, scale: Tensor) -> Family:
+    """Return q with its centre moved there, and stretched about it by a factor a coordinate, `[d]`.
+
+    >>> from kullback.variational.families import FullRank
+    >>> from kullback.variational.families.family import Frame
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> stretched(FullRank(Frame.identity(1)), 0 * one, 3 * one, 2 * one).mean
+    tensor([3.], dtype=torch.float64)
+    """
+    better = copy.deepcopy(family)
+    better.shift = there + scale * (family.shift - centre)
+    better.scale = (scale[:, None] if family.scale.ndim == 2 else scale) * family.scale
+    return better
+
+
+def to_draws(family: Family, draws: Tensor, generator: torch.Generator) -> Family:
+    """Return q moved and stretched to the means and sds of draws `[n, d]`, by n draws of its own.
+
+    >>> from kullback.variational.families import FullRank
+    >>> from kullback.variational.families.family import Frame
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> draws = 3 + 2 * torch.randn(4000, 1, generator=noise, dtype=torch.float64)
+    >>> q = to_draws(FullRank(Frame.identity(1)), draws, noise)
+    >>> bool((q.sample(4000, noise).std(0) - 2).abs() < 0.1)
+    True
+    """
+    own = family.sample(len(draws), generator)
+    return stretched(family, own.mean(0), draws.mean(0), draws.std(0) / own.std(0))
+
+
 def moved_to_moments(
     family: Family, known: Weighed, values: Callable[[Tensor], Tensor]
 ) -> tuple[Family, float, float] | None:
@@ -100,9 +130,7 @@ def moved_to_moments(
     inner = moves(known.draws, w, v)
     step, stretch = inner.certain.chunk(2)
     centre, scale = (v[:, None] * known.draws)[v > 0].sum(0), stretch.exp()
-    better = copy.deepcopy(family)
-    better.shift = centre + step * inner.sd + scale * (family.shift - centre)
-    better.scale = (scale[:, None] if family.scale.ndim == 2 else scale) * family.scale
+    better = stretched(family, centre, centre + step * inner.sd, scale)
     with torch.no_grad():
         moved = known.weights(better.log_prob(known.draws))
     after = float(moves(declared, w, moved).certain.abs().max())

@@ -9,7 +9,8 @@ Which file answers which question, in the order of a fit:
 - `hard_edges`: what if log p is −inf beyond an edge?
 - `missed_mass`: where has p mass that q has not? Other peaks, a flow.
 - `moments`: are q's moments those of p? A mixture matched to them, a move, a Hamiltonian run.
-- `weighted_draws`: the draws with importance weights by which the last two are decided.
+- `to_draws`: how is q fitted to draws of p, weighted ones or those of a Hamiltonian run?
+- `weighted_draws`: the draws with importance weights by which the last three are decided.
 
 The optimisers themselves are in `optimise/`.
 """

@@ -5,17 +5,22 @@ whether draws of a fitted q lie beyond one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import torch
 
 from kullback.variational import limits
+from kullback.variational.diagnostics.missed_modes import probe
 from kullback.variational.families import Family, FullRank
-from kullback.variational.optimise import Progress, forward_kl
+from kullback.variational.families.family import Frame
+from kullback.variational.optimise import Progress, forward_kl, until_done
 from kullback.variational.optimise.edges import edges, interior, proposals
+from kullback.variational.optimise.starts import Start
 
 from .plan import Problem
+from .to_draws import fit_to_draws
+from .weighted_draws import pool_of
 
 __all__ = ["meets_edges", "within_edges"]
 
@@ -38,18 +43,59 @@ def within_edges(problem: Problem) -> Iterator[Progress] | None:
     if not (how.automatic and small) or target.looped:
         return None
     points = interior(target, generator)
-    declare = edges(target, points) if len(points) >= limits.MIN_INTERIOR else ""
-    if not declare:
+    if len(points) < limits.MIN_INTERIOR:
         return None
-    words = f"log_density is -inf beyond an edge. Try: {declare}"
+    declare = edges(target, points)
+    words = "log_density is -inf in places among its mass"
+    if declare:
+        words = f"log_density is -inf beyond an edge. Try: {declare}"
     with torch.no_grad():
         first = proposals(points, target.log_density(points))
-    fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=2 * limits.MATCHED_DRAWS)
+
+    def fitted(starts: list[Start], *, defensive: bool = False) -> Iterator[Progress]:
+        draws = 2 * limits.MATCHED_DRAWS
+        return forward_kl.adaptive(
+            target, starts, FullRank, generator, draws=draws, defensive=defensive
+        )
 
     def steps() -> Iterator[Progress]:
-        for now in fitted:
-            text = f"{now.reason}; KL(p||q) by importance sampling: {words}"
-            last = replace(now, reason=text, bounded=True, declare=declare)
-            yield last if now.done else now
+        last = yield from until_done(fitted(first))
+        apart = _regions(problem, last.family)
+        if apart:
+            last = yield from until_done(fitted(apart, defensive=True))
+        last = yield from _whole(problem, last)
+        text = f"{last.reason}; KL(p||q) by importance sampling: {words}"
+        yield replace(last, reason=text, bounded=True, declare=declare)
 
     return steps()
+
+
+def _regions(problem: Problem, family: Family) -> list[Start]:
+    """Return starts on q's region and on another, beyond log p = −inf; none where none is found."""
+    z = family.sample(limits.CHECK_DRAWS, problem.generator)
+    density, here = problem.target.log_density, family.absorb()
+    with torch.no_grad():
+        log_p, log_q = density(z), family.log_prob(z)
+    if here is None or not bool(log_p.isfinite().any()):
+        return []
+    probed = probe(density, z, log_p, log_q, generator=problem.generator)
+    if probed.draws is None or probed.log_weights is None or probed.share < limits.NAMED_ELSEWHERE:
+        return []
+    there = probed.log_weights.softmax(0) @ probed.draws
+    return [Start(here, 0.0), Start(Frame(there, here.scale), 0.0)]
+
+
+def _whole(problem: Problem, last: Progress) -> Generator[Progress, None, Progress]:
+    """Fit what is no Gaussian to weighted draws, where a Gaussian of KL(p‖q) misses much of p."""
+    if not last.converged:
+        return last
+    seen = pool_of(problem, last.family)
+    if seen.missed <= limits.LIMITS.unreached or seen.size < limits.MIN_MATCHED_DRAWS:
+        return last
+    draws = seen.resampled(limits.RESAMPLED_DRAWS, problem.generator)
+    best, kept = yield from fit_to_draws(problem, last, seen, draws)
+    if best is last:
+        return last
+    text = f"{last.reason}; q had next to no draws where {seen.missed:.0%} of p is, now "
+    text += f"{kept.missed:.1%}, by a {best.family.name} fitted to weighted draws"
+    return replace(best, loss=last.loss, converged=True, reason=text)

@@ -72,20 +72,20 @@ def with_peak(problem: Problem, last: Progress, found: list[Start], probed: Prob
 
 def reach_missed_mass(
     problem: Problem, last: Progress, seen: Pooled
-) -> Generator[Progress, None, Progress]:
+) -> Generator[Progress, None, tuple[Progress, Pooled]]:
     """Fit a flow where q has no draws and p has mass: to weighted draws first, then by KL(q‖p).
 
     The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
     are left. Without zuko a mixture is fitted to the draws. It is kept where less of p is missed
     and weighted draws move its moments no further than those of q, by no
     more than standard errors where next to none is missed, or by little where a verdict would trust
-    what is missed.
+    what is missed. It comes with the draws that settle it.
     """
     if not last.converged or seen.missed <= limits.LIMITS.unreached:
-        return last
+        return last, seen
     generator, begin = problem.generator, time.perf_counter()
     if seen.size < limits.MIN_MATCHED_DRAWS or problem.target.dim == 1:
-        return last
+        return last, seen
     draws = seen.resampled(limits.RESAMPLED_DRAWS, generator)
     if importlib.util.find_spec("zuko") is None:
         make = functools.partial(Mixture, components=limits.MORE_COMPONENTS)
@@ -111,10 +111,11 @@ def reach_missed_mass(
     allowed = max(was_off, limits.MIN_MOMENT_SHIFT) + noise
     worse = off > (max(allowed, limits.REACHED_SHIFT) if reached else allowed)
     if worse or not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
-        return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
+        tried = f"{last.reason}; {words}, was tried and not kept"
+        return replace(last, reason=tried), seen
     text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"
     text += f" {after.missed:.1%}, by {words}; {last.reason}"
-    return replace(now, loss=last.loss, converged=True, reason=text, improper=False)
+    return replace(now, loss=last.loss, converged=True, reason=text, improper=False), after
 
 
 def _polished(problem: Problem, flow: Flow) -> Iterator[Progress]:

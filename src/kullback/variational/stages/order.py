@@ -28,6 +28,7 @@ from .hard_edges import meets_edges, within_edges
 from .missed_mass import find_other_peak, reach_missed_mass, was_fitted, with_peak
 from .moments import hamiltonian_moments, match_moments, move_to_moments
 from .plan import Problem, Settings, maker, plan
+from .to_draws import fit_to_chains
 
 __all__ = ["Work", "forwards", "reverse"]
 
@@ -163,9 +164,9 @@ def _improved(
             return (yield from until_done(bounded))
         if not last.improper:
             matched, seen = yield from match_moments(problem, last)
-            last = yield from reach_missed_mass(problem, matched, seen)
-            if last is matched and last.converged:
-                last = move_to_moments(problem, last, seen)
+            last, seen = yield from reach_missed_mass(problem, matched, seen)
+            last, seen = yield from fit_to_chains(problem, last, seen)
+            last = move_to_moments(problem, last, seen)
     elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
         last = hamiltonian_moments(problem, last)
     return last
