@@ -5,6 +5,7 @@ Which to use: `Simulation`, the record that a target of another program has, mad
 one draw. `kullback.variational.predictions` puts them before a user.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,21 @@ class Simulation:
     dims: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     coords: Mapping[str, Any] = field(default_factory=dict)
 
+    def impossible(self, values: Values) -> str:
+        """Name the first observation without a density at all of some draws: `y[1] = -2`; or "".
+
+        Indices count from 0, as those of the programs that have a log likelihood here.
+        """
+        found = {} if self.log_likelihood is None else self.log_likelihood(values)
+        for name, logs in found.items():
+            never = ~(np.asarray(logs) > -math.inf).any(0)  # NaN as well
+            y = np.asarray(self.observed[name])
+            if never.shape == y.shape[: never.ndim] and never.any():
+                place = tuple(int(i) for i in np.argwhere(never)[0])
+                index = f"[{', '.join(map(str, place))}]" if place else ""
+                return f"{name}{index} = {y[place]}"
+        return ""
+
 
 def over_draws(function: Callable[[dict[str, Tensor]], Any], values: Values, seed: int = 0) -> Any:
     """Apply a function of one draw to all: a tensor `[n, …]`, or a mapping of such.
@@ -81,8 +97,10 @@ def numpyro_simulation(model: Callable[[], Any], sites: Mapping[str, Any]) -> Si
         return called
 
     def log_likelihood(values: dict[str, Any], _: Any) -> Mapping[str, Any]:
+        numpyro = import_extra("numpyro", "numpyro")
         infer = import_extra("numpyro.infer", "numpyro")
-        found: Mapping[str, Any] = infer.log_likelihood(model, values)
+        with numpyro.validation_enabled(False):  # noqa: FBT003
+            found: Mapping[str, Any] = infer.log_likelihood(model, values)
         return found
 
     def predictive(values: dict[str, Any], key: Any) -> Mapping[str, Any]:
