@@ -5,7 +5,9 @@ import functools
 import itertools
 import json
 import math
+import multiprocessing
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -357,6 +359,29 @@ def test_a_process_that_dies_is_said():
     with pytest.raises(RunError, match=r"crashed\. Try: fewer workers"):
         options = {"fitter": quick, "simulations": 20, "judged": False, "workers": 2}
         calibrate(simulate, dies, {"mu": ()}, **options)
+
+
+@pytest.mark.slow
+def test_an_interrupt_reaches_this_process_alone():
+    """Ctrl-C goes to every process of a terminal; a worker that it ends in a queue blocks it."""
+
+    def run(progress):
+        options = {"fitter": quick, "simulations": 20, "judged": False, "workers": 2}
+        return calibrate(simulate, model, {"mu": ()}, progress=progress, **options)
+
+    def to_the_workers(done, total):
+        for child in {*multiprocessing.active_children()} - others:
+            os.kill(child.pid, signal.SIGINT)
+
+    def to_this_process(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    others = {*multiprocessing.active_children()}
+    assert len(run(to_the_workers).ranks) == 20
+    with pytest.raises(KeyboardInterrupt):
+        run(to_this_process)
+    assert {*multiprocessing.active_children()} == others
 
 
 def test_levels_are_counted_and_picked_out():

@@ -622,6 +622,7 @@ def test_an_observation_without_a_density_is_named(logs, words):
     assert simulation.impossible({}) == words
 
 
+@pytest.mark.filterwarnings("ignore:Out-of-support")  # of NumPyro, which says it too
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["numpyro", "pyro", "pymc"])
@@ -645,3 +646,20 @@ def test_data_outside_their_support_are_named(program):
         target = make(model, torch.tensor(y) if program == "pyro" else np.array(y))
     with pytest.raises(RunError, match=r"observations within their support; got y\[1\] = -2"):
         fit(target, progress=False)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_pymc_model_with_initial_values_has_a_log_likelihood():
+    pymc = pytest.importorskip("pymc")
+    ordered = pymc.distributions.transforms.ordered
+    y = np.array([-1.0, 0.5, 2.0])
+    with pymc.Model() as model:
+        mu = pymc.Normal("mu", 0, 2, shape=2, transform=ordered, initval=[-1.0, 1.0])
+        pymc.Normal("y", mu[0] + mu[1], 1.5, observed=y)
+    simulation = Target.from_pymc(model).simulation
+    draws = torch.tensor([[-0.5, 0.25], [0.0, 2.0]], dtype=F64)
+    found = torch.as_tensor(simulation.log_likelihood({"mu": draws})["y"])
+    truth = Normal(draws.sum(1, keepdim=True), 1.5).log_prob(torch.tensor(y))
+    torch.testing.assert_close(found, truth)
+    assert [*np.asarray(model.rvs_to_initial_values[model["mu"]])] == [-1.0, 1.0]

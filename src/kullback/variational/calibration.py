@@ -15,14 +15,16 @@ applications in goodness-of-fit evaluation and multiple sample comparison"; Modr
 the log density as a quantity, without which a fit that returns the prior passes.
 """
 
+import contextlib
 import functools
 import itertools
 import math
 import multiprocessing
 import os
+import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -625,27 +627,47 @@ def _carried_out(
                 yield place, job.attempt(place)
                 tell(place + 1)
         return
+    with contextlib.closing(_in_processes(job, workers, begun)) as pairs:
+        for done, pair in enumerate(pairs, start=begun + 1):
+            yield pair
+            tell(done)
+
+
+def _in_processes(
+    job: _Job, workers: int, begin: int
+) -> Generator[tuple[int, _Simulated], None, None]:
+    """Run the simulations from place `begin` on in processes, in the order in which they end."""
     context = multiprocessing.get_context("fork")  # what a user defines anywhere is there
+    others, left = {*multiprocessing.active_children()}, len(job.seeds) - begin
     with ProcessPoolExecutor(workers, context, _begin, (job,)) as pool:
         with warnings.catch_warnings():  # a fork beside threads: a child starts with one, and none
             warnings.simplefilter("ignore", DeprecationWarning)  # of this process's locks is held
-            waiting = {pool.submit(_run, place): place for place in range(begun, total)}
+            waiting = {pool.submit(_run, place): place for place in range(begin, len(job.seeds))}
         try:
-            for done, future in enumerate(as_completed(waiting), start=begun + 1):
-                yield waiting[future], future.result()
-                tell(done)
+            for future in as_completed(waiting):
+                found = future.result()
+                left -= 1
+                yield waiting[future], found
         except BrokenProcessPool as error:
             words = "a process of the simulations was ended from outside, or crashed"
             hint = "fewer workers, if memory is short; with workers=1 a crash shows where it is"
             raise RunError(f"{words}. Try: {hint}") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if left:  # interrupted: nobody waits for the fits under way
+                children = {*multiprocessing.active_children()} - others
+                for child in children:
+                    child.terminate()
+                for child in children:
+                    child.join()
 
 
 _job: list[_Job] = []  # of this worker process
 
 
 def _begin(job: _Job) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C, which the parent answers for all:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a process that dies in a queue blocks it
     torch.set_num_threads(1)  # the threads of the parent are not there
     warnings.simplefilter("ignore")
     _job[:] = [job]

@@ -5,8 +5,9 @@ Which to use: `Simulation`, the record that a target of another program has, mad
 one draw. `kullback.variational.predictions` puts them before a user.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,7 +175,8 @@ def pymc_simulation(model: Any) -> Simulation:
     def log_likelihood(values: Values) -> Mapping[str, Any]:
         pymc, given = import_extra("pymc", "pymc"), tree(values)
         options = {"extend_inferencedata": False, "progressbar": False}
-        found = pymc.compute_log_likelihood(given, model=model, **options)
+        with _without_initial_values(model):
+            found = pymc.compute_log_likelihood(given, model=model, **options)
         return {name: found[name].to_numpy()[0] for name in observed}
 
     def predictive(values: Values, seed: int) -> Mapping[str, Any]:
@@ -190,6 +192,17 @@ def pymc_simulation(model: Any) -> Simulation:
         dims={name: tuple(dims) for name, dims in model.named_vars_to_dims.items()},
         coords={name: list(labels) for name, labels in model.coords.items() if labels is not None},
     )
+
+
+@contextlib.contextmanager
+def _without_initial_values(model: Any) -> Iterator[None]:
+    """Take `initval=` from a PyMC model within a block: PyMC copies no model that has some."""
+    own = dict(model.rvs_to_initial_values)
+    model.rvs_to_initial_values.update(dict.fromkeys(own))
+    try:
+        yield
+    finally:
+        model.rvs_to_initial_values.update(own)
 
 
 def _observed(sites: Mapping[str, Any]) -> dict[str, Any]:
