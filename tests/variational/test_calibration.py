@@ -5,6 +5,9 @@ import functools
 import itertools
 import json
 import math
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -319,6 +322,66 @@ def test_failed_fits_are_counted_and_named():
 
     with pytest.raises(RunError, match="30 of 30 simulations have no fit: no finite start"):
         run(never)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_some_simulations_raise_is_a_failure_of_these(workers):
+    def sometimes(generator):  # the first one among them
+        if generator.initial_seed() % 4 == first % 4:
+            raise ValueError("no such data")
+        return simulate(generator)
+
+    def run(simulate, model=model):
+        options = {"fitter": quick, "simulations": 40, "judged": False, "workers": workers}
+        return calibrate(simulate, model, {"mu": ()}, **options)
+
+    first = int(torch.randint(2**62, (40,), generator=torch.Generator().manual_seed(0))[0])
+    found = run(sometimes)
+    assert len(found.ranks) + len(found.failures) == 40 and len(found.ranks) >= 20
+    assert set(found.failures) == {"ValueError: no such data"}
+    assert "simulations have no fit, and nothing is said of these: ValueError" in found.verdict
+
+    def never(data):
+        raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):  # a mistake in all is shown where it is made
+        run(simulate, never)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_said():
+    def dies(data):
+        if os.getpid() != parent:
+            os._exit(1)
+        return model(data)
+
+    parent = os.getpid()
+    with pytest.raises(RunError, match=r"crashed\. Try: fewer workers"):
+        options = {"fitter": quick, "simulations": 20, "judged": False, "workers": 2}
+        calibrate(simulate, dies, {"mu": ()}, **options)
+
+
+@pytest.mark.slow
+def test_an_interrupt_reaches_this_process_alone():
+    """Ctrl-C goes to every process of a terminal; a worker that it ends in a queue blocks it."""
+
+    def run(progress):
+        options = {"fitter": quick, "simulations": 20, "judged": False, "workers": 2}
+        return calibrate(simulate, model, {"mu": ()}, progress=progress, **options)
+
+    def to_the_workers(done, total):
+        for child in {*multiprocessing.active_children()} - others:
+            os.kill(child.pid, signal.SIGINT)
+
+    def to_this_process(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    others = {*multiprocessing.active_children()}
+    assert len(run(to_the_workers).ranks) == 20
+    with pytest.raises(KeyboardInterrupt):
+        run(to_this_process)
+    assert {*multiprocessing.active_children()} == others
 
 
 def test_levels_are_counted_and_picked_out():

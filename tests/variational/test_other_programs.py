@@ -1,5 +1,6 @@
 """Models of NumPyro, Pyro and PyMC: the same log p, gradients, values and fits as our own."""
 
+import math
 import sys
 import warnings
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch.distributions import HalfCauchy, Normal, constraints
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError
+from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError, RunError
 from kullback.variational import Target, fit
 from kullback.variational.target.programs import Model
+from kullback.variational.target.simulation import Simulation
 
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 F64 = torch.float64
@@ -548,3 +550,116 @@ def test_pyro_takes_flat_priors_and_refuses_rows_given_by_subsample():
         Target.from_pyro(part, y)
     with pytest.raises(ArgumentValueError, match=r"that reals map onto; got \['mu'\]"):
         Target.from_pyro(mixed, y)
+
+
+def angles_of_pyro(location, data):
+    pyro = pytest.importorskip("pyro")
+
+    def model(data):
+        angle = pyro.sample("angle", pyro.distributions.VonMises(torch.tensor(location), 3.0))
+        with pyro.plate("rows", len(data)):
+            pyro.sample("y", pyro.distributions.VonMises(angle, 1.0), obs=data)
+
+    return Target.from_pyro(model, torch.tensor(data))
+
+
+def angles_of_pymc(location, data):
+    pymc = pytest.importorskip("pymc")
+    with pymc.Model() as model:
+        pymc.VonMises("y", pymc.VonMises("angle", location, 3.0), 1.0, observed=np.array(data))
+    target = Target.from_pymc(model)
+    transforms = {rv.name: way for rv, way in model.rvs_to_transforms.items()}
+    assert transforms["angle"] is pymc.distributions.transforms.circular  # as it was
+    return target
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("location", [0.5, 3.0])
+@pytest.mark.parametrize("make", [angles_of_pyro, angles_of_pymc])
+def test_an_angle_has_one_turn(make, location):
+    target = make(location, [0.9, 1.1, 3.1])
+    z = torch.linspace(-40, 40, 20001, dtype=F64)[:, None]
+    angle = target.constrain(z)["angle"]
+    assert bool(((angle >= -math.pi) & (angle < math.pi)).all())
+    shares = torch.softmax(target.log_density(z), 0)  # quadrature, on z
+    ring = torch.linspace(-math.pi, math.pi, 20001, dtype=F64)[:-1]
+    log_p = 3 * (ring - location).cos() + sum((y - ring).cos() for y in (0.9, 1.1, 3.1))
+    truth = torch.softmax(log_p, 0)
+    for wave in (torch.sin, torch.cos):
+        torch.testing.assert_close((shares * wave(angle)).sum(), (truth * wave(ring)).sum())
+    for value in (-3.0, -0.5, 2.0):
+        back = target.constrain(target.unconstrain({"angle": value})[None])["angle"]
+        assert math.isclose(float(back), value, abs_tol=1e-9)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [angles_of_pyro, angles_of_pymc])
+def test_an_angle_is_fitted(make):
+    found = fit(make(0.5, [0.9, 1.1]), progress=False)
+    ring = torch.linspace(-math.pi, math.pi, 20001, dtype=F64)[:-1]
+    log_p = 3 * (ring - 0.5).cos() + (ring - 0.9).cos() + (ring - 1.1).cos()
+    truth = torch.softmax(log_p, 0)
+    mean = (truth * ring).sum()
+    sd = (truth * (ring - mean) ** 2).sum().sqrt()
+    assert found.diagnosis.level == "trust"
+    assert abs(found.mean["angle"] - mean) < 0.2 * sd  # the bounds of "trust"
+    assert 0.78 < found.sd["angle"] / sd < 1.22
+
+
+@pytest.mark.parametrize(
+    ("logs", "words"),
+    [
+        (np.array([[0.0, -np.inf, -1.0], [0.0, -np.inf, -np.inf]]), "y[1] = -2"),
+        (np.array([[0.0, 0.0, np.nan], [0.0, 0.0, -np.inf]]), "y[2] = 4"),
+        (np.array([[0.0, -np.inf, 0.0], [0.0, 0.0, -np.inf]]), ""),  # each has a density somewhere
+        (np.zeros((2, 0)), ""),
+    ],
+)
+def test_an_observation_without_a_density_is_named(logs, words):
+    simulation = Simulation({"y": np.array([1, -2, 4])}, lambda _: {"y": logs})
+    assert simulation.impossible({}) == words
+
+
+@pytest.mark.filterwarnings("ignore:Out-of-support")  # of NumPyro, which says it too
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["numpyro", "pyro", "pymc"])
+def test_data_outside_their_support_are_named(program):
+    module = pytest.importorskip(program)
+    if program == "pymc":
+        with module.Model() as model:
+            mu = module.Normal("mu", 0, 5)
+            module.LogNormal("y", mu, 1.0, observed=np.array([1.0, -2.0, 4.0]))
+        target = Target.from_pymc(model)
+    else:
+        dist = module.distributions
+
+        def model(y):
+            mu = module.sample("mu", dist.Normal(0.0, 5.0))
+            with module.plate("rows", 3):
+                module.sample("y", dist.LogNormal(mu, 1.0), obs=y)
+
+        make = getattr(Target, f"from_{program}")
+        y = [1.0, -2.0, 4.0]
+        target = make(model, torch.tensor(y) if program == "pyro" else np.array(y))
+    with pytest.raises(RunError, match=r"observations within their support; got y\[1\] = -2"):
+        fit(target, progress=False)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_pymc_model_with_initial_values_has_a_log_likelihood():
+    pymc = pytest.importorskip("pymc")
+    ordered = pymc.distributions.transforms.ordered
+    y = np.array([-1.0, 0.5, 2.0])
+    with pymc.Model() as model:
+        mu = pymc.Normal("mu", 0, 2, shape=2, transform=ordered, initval=[-1.0, 1.0])
+        pymc.Normal("y", mu[0] + mu[1], 1.5, observed=y)
+    simulation = Target.from_pymc(model).simulation
+    draws = torch.tensor([[-0.5, 0.25], [0.0, 2.0]], dtype=F64)
+    found = torch.as_tensor(simulation.log_likelihood({"mu": draws})["y"])
+    truth = Normal(draws.sum(1, keepdim=True), 1.5).log_prob(torch.tensor(y))
+    torch.testing.assert_close(found, truth)
+    assert [*np.asarray(model.rvs_to_initial_values[model["mu"]])] == [-1.0, 1.0]

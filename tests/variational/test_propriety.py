@@ -424,3 +424,23 @@ def test_a_density_that_refuses_far_points_is_asked_few_times():
     names = [f"z{j}" for j in range(13)]
     assert undecaying(refusing, z, names) == "log p does not decay as z0 goes to infinity"
     assert len(calls) < 54 * 15
+
+
+@pytest.mark.parametrize(
+    ("log_p", "parameters"),
+    [
+        (lambda th, mu: 3 * torch.cos(th - 0.5) - mu * mu, {"th": (), "mu": ()}),
+        (lambda mu, th: torch.cos(2 * th).sum() - mu * mu, {"mu": (), "th": (2,)}),
+    ],
+)
+def test_an_angle_without_bounds_is_named(log_p, parameters):
+    target = Target.of(log_p, parameters)
+    draws = torch.randn(50, target.dim, generator=seeded(), dtype=F64)
+    assert "log p has period 2 pi in th" in improper(target, draws)
+
+
+def test_a_wave_with_a_prior_is_no_angle():
+    draws = torch.randn(50, 2, generator=seeded(), dtype=F64)
+    wave = Target.of(lambda z: 3 * torch.cos(z).sum() - 1e-4 * (z * z).sum(), 2)
+    flat = Target.of(lambda z: -(z[0] ** 2) + 0 * z[1], 2)
+    assert improper(wave, draws) == "" and "period" not in improper(flat, draws)

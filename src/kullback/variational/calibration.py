@@ -15,15 +15,18 @@ applications in goodness-of-fit evaluation and multiple sample comparison"; Modr
 the log density as a quantity, without which a fit that returns the prior passes.
 """
 
+import contextlib
 import functools
 import itertools
 import math
 import multiprocessing
 import os
+import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -377,7 +380,7 @@ def _convolved(weight: Tensor, pmf: Tensor) -> Tensor:
 class _Simulated(NamedTuple):
     """One simulation: values drawn, their ranks, the level of the verdict; or why none."""
 
-    values: Tensor
+    values: Tensor | None
     names: tuple[str, ...]
     ranks: Tensor | None
     level: str = ""
@@ -395,6 +398,14 @@ class _Job:
     resampled: bool
     judged: bool
     seeds: tuple[int, ...]
+
+    def attempt(self, place: int) -> _Simulated:
+        """Do as `run`, with what the user's code raises as the reason why there is no fit."""
+        try:
+            return self.run(place)
+        except Exception as error:  # noqa: BLE001 - the user's code: other simulations stay
+            words = (str(error).strip() or "without a message").splitlines()[0]
+            return _Simulated(None, (), None, failure=f"{type(error).__name__}: {words}")
 
     def run(self, place: int) -> _Simulated:
         """Simulate, fit, judge and rank."""
@@ -494,7 +505,8 @@ def calibrate(
 
     Simulations run in processes of their own where the system can fork them and has no GPU; each
     has its own seed, so that the result does not depend on their number. One is run first in this
-    process, so that mistakes show where they are made.
+    process, so that mistakes show where they are made. What `simulate` or `model` raises in some
+    simulations only is a reason among `failures`; nothing is said of these.
 
     Args:
         simulate: `simulate(generator)` draws parameters from the prior and data from the model
@@ -555,18 +567,19 @@ def calibrate(
 
 
 def _collected(every: list[_Simulated], job: _Job, level: float) -> Calibration:
-    values = torch.stack([one.values for one in every])
-    alone = len({tuple(row) for row in values.tolist()}) == len(values)
-    hint = "the generator that it is given"
-    require(alone, "simulate", "independent draws", "the same values twice", hint)
     kept = [(one.ranks, one.level) for one in every if one.ranks is not None]
     failures = tuple(one.failure for one in every if one.ranks is None)
     if len(kept) < limits.FEWEST_SIMULATIONS:
         raise RunError(
             f"{len(failures):,} of {len(every):,} simulations have no fit: {failures[0]}"
         )
+    drawn = [one for one in every if one.values is not None]
+    values = torch.stack([one.values for one in drawn if one.values is not None])
+    alone = len({tuple(row) for row in values.tolist()}) == len(values)
+    hint = "the generator that it is given"
+    require(alone, "simulate", "independent draws", "the same values twice", hint)
     varied = values.std(0) > 0  # a corner of a Cholesky factor is constant
-    names = every[0].names
+    names = drawn[0].names
     columns = [i for i in range(len(names)) if i >= len(varied) or bool(varied[i])]
     return Calibration(
         names=tuple(names[i] for i in columns),
@@ -599,36 +612,67 @@ def _carried_out(
         if progress is not None:
             progress(done, total)
 
-    yield 0, job.run(0)
+    first, begun = job.attempt(0), 1
+    yield 0, first
     tell(1)
+    if first.values is None:  # the mistake of one simulation, or of all?
+        second, begun = job.attempt(1), 2
+        if second.values is None:
+            job.run(0)  # where it is made, with its traceback
+        yield 1, second
+        tell(2)
     if workers == 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said once
-            for place in range(1, total):
-                yield place, job.run(place)
+            for place in range(begun, total):
+                yield place, job.attempt(place)
                 tell(place + 1)
         return
+    with contextlib.closing(_in_processes(job, workers, begun)) as pairs:
+        for done, pair in enumerate(pairs, start=begun + 1):
+            yield pair
+            tell(done)
+
+
+def _in_processes(
+    job: _Job, workers: int, begin: int
+) -> Generator[tuple[int, _Simulated], None, None]:
+    """Run the simulations from place `begin` on in processes, in the order in which they end."""
     context = multiprocessing.get_context("fork")  # what a user defines anywhere is there
+    others, left = {*multiprocessing.active_children()}, len(job.seeds) - begin
     with ProcessPoolExecutor(workers, context, _begin, (job,)) as pool:
         with warnings.catch_warnings():  # a fork beside threads: a child starts with one, and none
             warnings.simplefilter("ignore", DeprecationWarning)  # of this process's locks is held
-            waiting = {pool.submit(_run, place): place for place in range(1, total)}
+            waiting = {pool.submit(_run, place): place for place in range(begin, len(job.seeds))}
         try:
-            for done, future in enumerate(as_completed(waiting), start=2):
-                yield waiting[future], future.result()
-                tell(done)
+            for future in as_completed(waiting):
+                found = future.result()
+                left -= 1
+                yield waiting[future], found
+        except BrokenProcessPool as error:
+            words = "a process of the simulations was ended from outside, or crashed"
+            hint = "fewer workers, if memory is short; with workers=1 a crash shows where it is"
+            raise RunError(f"{words}. Try: {hint}") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if left:  # interrupted: nobody waits for the fits under way
+                children = {*multiprocessing.active_children()} - others
+                for child in children:
+                    child.terminate()
+                for child in children:
+                    child.join()
 
 
 _job: list[_Job] = []  # of this worker process
 
 
 def _begin(job: _Job) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C, which the parent answers for all:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a process that dies in a queue blocks it
     torch.set_num_threads(1)  # the threads of the parent are not there
     warnings.simplefilter("ignore")
     _job[:] = [job]
 
 
 def _run(place: int) -> _Simulated:
-    return _job[0].run(place)
+    return _job[0].attempt(place)

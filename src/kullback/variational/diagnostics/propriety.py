@@ -14,6 +14,8 @@ Which to use: `improper`, through `fit`; `undecaying` and `endless_scale` for a 
 Not everything is found: not mass that is infinite only along a bent path, nor what lies beyond the
 point at which log p overflows. What is found along a ray is improper; along a scale it is so as far
 as float64 tells the narrow coordinates apart, 1e-10 of their size.
+
+An angle without bounds is improper too: log p has period 2π, and every turn has the same mass.
 """
 
 import math
@@ -46,6 +48,11 @@ def improper(target: Target, draws: Tensor, *, scales: bool = False) -> str:
     if target.rows is not None or len(draws) < 2 or target.dim > limits.MAX_FOLLOWED_FAR:
         return ""
     with target.refusals.unknown():
+        turning = _turning(target.log_density, draws)
+        if turning is not None:
+            name = target.names[turning]
+            hint = "bounds -pi and pi, or the angle of a unit vector"
+            return f"{IMPROPER}: log p has period 2 pi in {name}, which has no bounds. Try: {hint}"
         way, what = _endless_way(target.log_density, draws), "log p"
         if way is None and target.layout.outside is None:
             way = _endless_to_the_end(target, draws)
@@ -57,6 +64,32 @@ def improper(target: Target, draws: Tensor, *, scales: bool = False) -> str:
     which = ", ".join(target.names[j] for j in _movers(way, draws))
     why = f"{what} does not decay as {_named(way, draws, _labels(target, draws))}"
     return f"{IMPROPER}: q({which}) spreads without end: is the prior proper? {why}"
+
+
+def _turning(log_density: LogDensity, draws: Tensor) -> int | None:
+    """Return a coordinate in which log p has period 2π, or None: an angle that has no bounds.
+
+    Log p is the same two turns ahead and one behind, at three draws, and differs between.
+    """
+    if not bool(draws.isfinite().all()):
+        return None
+    some = draws[torch.linspace(0, len(draws) - 1, limits.TURN_DRAWS).long()]
+    turns = 2 * math.pi * torch.eye(draws.shape[1], dtype=draws.dtype)
+    steps = torch.tensor([2.0, -1.0, 1.0, 0.4, -0.3], dtype=draws.dtype)
+    with torch.no_grad():
+        here = log_density(some)
+        ahead = log_density(some[:1] + turns)  # one draw says no to nearly all
+        which = _same(ahead, here[:1]).nonzero().flatten()
+        for j in which.tolist():
+            logs = _evaluated(log_density, some[:, None] + steps[:, None] * turns[j])
+            same = _same(logs, here[:, None])
+            if bool(same[:, :3].all()) and not bool(same[:, 3:].any()):
+                return int(j)
+    return None
+
+
+def _same(logs: Tensor, here: Tensor) -> Tensor:
+    return (logs - here).abs() <= limits.SAME_TURN * (1 + here.abs())
 
 
 def _endless_to_the_end(target: Target, draws: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from kullback.core import RunError, require
+from kullback.core import RunError, message, require
 from kullback.exact import NORMAL_ENTROPY
 from kullback.variational import limits
 from kullback.variational.families import Family, Mixture
@@ -200,6 +200,12 @@ def _narrowed(target: Target, start: Start, noise: Tensor, rows: Tensor | None) 
 
 def _refuse(target: Target, z: Tensor) -> NoReturn:
     target.raise_if_it_fails()
+    simulation = target.simulation
+    odd = "" if simulation is None else simulation.impossible(target.constrain(z))
+    if odd:
+        hint = "data within it, or another distribution"
+        got = f"{odd}, whose density is 0 at all of {len(z)} points"
+        raise RunError(message("data", "observations within their support", got, hint))
     why = target.explain(z) or "every Gaussian tried had an ELBO that is not finite"
     hint = "a constraint for every parameter that has a range, e.g. constraints.positive"
     raise RunError(f"log_density: no place to start from was found: {why}. Try: {hint}")

@@ -30,6 +30,7 @@ from kullback.core import (
 from kullback.variational import limits
 
 from . import pytensor_graphs
+from .angles import Turn, in_one_turn, is_angle
 from .parameters import Layout
 from .simulation import Simulation, numpyro_simulation, pymc_simulation, pyro_simulation
 
@@ -227,11 +228,15 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
             if site["name"] in imputed:
                 site["mask"] = None  # see `_of_whole_rows`
             if site["name"] in self.reals:
-                transform, x = biject_to(site["fn"].support), self.reals[site["name"]]
+                transform, x = onto(site), self.reals[site["name"]]
                 value = transform(x)
                 jacobian = transform.log_abs_det_jacobian(x, value).sum()
                 self.log_jacobian = self.log_jacobian + jacobian
                 site.update(value=value, done=True)
+
+    def onto(site: dict[str, Any]) -> Any:
+        law = site["fn"]
+        return Turn.around(law) if site["name"] in angles else biject_to(law.support)
 
     def traced(context: Any) -> Any:
         with _torch_in_double(), pyro.validation_enabled(False), context:  # noqa: FBT003
@@ -251,7 +256,7 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
     def unconstrain(values: Mapping[str, Any]) -> Tensor:
         given = {name: torch.as_tensor(values[name], dtype=torch.float64) for name in drawn}
         nodes = traced(pyro.poutine.condition(data=given)).nodes
-        parts = [biject_to(nodes[n]["fn"].support).inv(given[n]).reshape(-1) for n in drawn]
+        parts = [onto(nodes[n]).inv(given[n]).reshape(-1) for n in drawn]
         return torch.cat(parts)
 
     def begin(site: dict[str, Any]) -> Any:
@@ -275,11 +280,10 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
     odd = [name for name in drawn if _onto(nodes[name]["fn"]) is None]
     hint = "its density by `pyro.factor`, and an ImproperUniform parameter"
     require(not odd, "model", "parameters with a support that reals map onto", odd, hint)
+    with pyro.validation_enabled(False):  # noqa: FBT003
+        angles = {name for name in drawn if is_angle(nodes[name]["fn"], nodes[name]["value"])}
     shapes = {name: tuple(nodes[name]["value"].shape) for name in drawn}
-    reals = {
-        name: tuple(biject_to(nodes[name]["fn"].support).inverse_shape(shape))
-        for name, shape in shapes.items()
-    }
+    reals = {name: tuple(onto(nodes[name]).inverse_shape(shape)) for name, shape in shapes.items()}
     names = _names({name: (reals[name], shapes[name]) for name in drawn})
 
     def in_double() -> Any:
@@ -307,12 +311,11 @@ def pymc_model(model: Any) -> Model:
     discrete = [model.values_to_rvs[value].name for value in model.discrete_value_vars]
     _check_parameters(free, discrete, bool(model.observed_RVs or model.potentials))
     shown = [*model.free_RVs, *model.deterministics]
-    start = model.initial_point()
+    with in_one_turn(model):
+        start = model.initial_point()
+        parts = [model.logp(), *model.replace_rvs_by_values(shown)]
     flat_size = sum(np.size(part) for part in start.values())
-    values = model.replace_rvs_by_values(shown)
-    outputs, flat = graphs.join_nonshared_inputs(
-        start, [model.logp(), *values], model.continuous_value_vars
-    )
+    outputs, flat = graphs.join_nonshared_inputs(start, parts, model.continuous_value_vars)
     log_p = pytensor_graphs.switched(outputs[0])
     random = graphs.find_rng_nodes([log_p])
     require(not random, "model", "one that sees all its rows", "one that draws mini-batches")
@@ -343,7 +346,8 @@ def pymc_model(model: Any) -> Model:
     def unconstrain(values: Mapping[str, Any]) -> Any:
         making = import_extra("pymc.initial_point", "pymc").make_initial_point_fn
         given = {rv: np.asarray(values[rv.name], dtype=np.float64) for rv in model.free_RVs}
-        point = making(model=model, overrides=given, jitter_rvs=set())(0)
+        with in_one_turn(model):
+            point = making(model=model, overrides=given, jitter_rvs=set())(0)
         return np.concatenate([np.ravel(point[v.name]) for v in model.continuous_value_vars])
 
     simulation = pymc_simulation(model)

@@ -5,7 +5,9 @@ Which to use: `Simulation`, the record that a target of another program has, mad
 one draw. `kullback.variational.predictions` puts them before a user.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +46,21 @@ class Simulation:
     dims: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     coords: Mapping[str, Any] = field(default_factory=dict)
 
+    def impossible(self, values: Values) -> str:
+        """Name the first observation without a density at all of some draws: `y[1] = -2`; or "".
+
+        Indices count from 0, as those of the programs that have a log likelihood here.
+        """
+        found = {} if self.log_likelihood is None else self.log_likelihood(values)
+        for name, logs in found.items():
+            never = ~(np.asarray(logs) > -math.inf).any(0)  # NaN as well
+            y = np.asarray(self.observed[name])
+            if never.shape == y.shape[: never.ndim] and never.any():
+                place = tuple(int(i) for i in np.argwhere(never)[0])
+                index = f"[{', '.join(map(str, place))}]" if place else ""
+                return f"{name}{index} = {y[place]}"
+        return ""
+
 
 def over_draws(function: Callable[[dict[str, Tensor]], Any], values: Values, seed: int = 0) -> Any:
     """Apply a function of one draw to all: a tensor `[n, …]`, or a mapping of such.
@@ -81,8 +98,10 @@ def numpyro_simulation(model: Callable[[], Any], sites: Mapping[str, Any]) -> Si
         return called
 
     def log_likelihood(values: dict[str, Any], _: Any) -> Mapping[str, Any]:
+        numpyro = import_extra("numpyro", "numpyro")
         infer = import_extra("numpyro.infer", "numpyro")
-        found: Mapping[str, Any] = infer.log_likelihood(model, values)
+        with numpyro.validation_enabled(False):  # noqa: FBT003
+            found: Mapping[str, Any] = infer.log_likelihood(model, values)
         return found
 
     def predictive(values: dict[str, Any], key: Any) -> Mapping[str, Any]:
@@ -156,7 +175,8 @@ def pymc_simulation(model: Any) -> Simulation:
     def log_likelihood(values: Values) -> Mapping[str, Any]:
         pymc, given = import_extra("pymc", "pymc"), tree(values)
         options = {"extend_inferencedata": False, "progressbar": False}
-        found = pymc.compute_log_likelihood(given, model=model, **options)
+        with _without_initial_values(model):
+            found = pymc.compute_log_likelihood(given, model=model, **options)
         return {name: found[name].to_numpy()[0] for name in observed}
 
     def predictive(values: Values, seed: int) -> Mapping[str, Any]:
@@ -172,6 +192,17 @@ def pymc_simulation(model: Any) -> Simulation:
         dims={name: tuple(dims) for name, dims in model.named_vars_to_dims.items()},
         coords={name: list(labels) for name, labels in model.coords.items() if labels is not None},
     )
+
+
+@contextlib.contextmanager
+def _without_initial_values(model: Any) -> Iterator[None]:
+    """Take `initval=` from a PyMC model within a block: PyMC copies no model that has some."""
+    own = dict(model.rvs_to_initial_values)
+    model.rvs_to_initial_values.update(dict.fromkeys(own))
+    try:
+        yield
+    finally:
+        model.rvs_to_initial_values.update(own)
 
 
 def _observed(sites: Mapping[str, Any]) -> dict[str, Any]:
