@@ -329,8 +329,9 @@ def fit(
             where fresh draws show that one falls short and the mixture's ELBO is higher, where a
             search finds another peak, or where weighted draws show that moments are off (a mixture
             then fitted to those draws by KL(p‖q)). Where that still misses mass it is a flow (with
-            zuko; else more Gaussians); above 50 dimensions, where the scores are not linear in z,
-            means and sds are those of a short Hamiltonian run from q's draws.
+            zuko; else more Gaussians), and where weights leave too few draws a mixture or flow is
+            fitted to a short Hamiltonian run; above 50 dimensions, where the scores are not linear
+            in z, means and sds are those of such a run from q's draws.
         direction: "reverse" for KL(q‖p); "forward" for KL(p‖q), by maximum likelihood.
         objective: what is maximised; see `loss_of`.
         gradient: its estimator; see `loss_of`.

@@ -87,7 +87,7 @@ def stretched(family: Family, centre: Tensor, there: Tensor, scale: Tensor) -> F
     >>> from kullback.variational.families import FullRank
     >>> from kullback.variational.families.family import Frame
     >>> one = torch.ones(1, dtype=torch.float64)
-    >>> stretched(FullRank(Frame.identity(1)), 0 * one, 3 * one, 2 * one).mean
+    >>> stretched(FullRank(Frame.identity(1)), 0 * one, 3 * one, 2 * one).shift
     tensor([3.], dtype=torch.float64)
     """
     better = copy.deepcopy(family)
