@@ -21,8 +21,8 @@ from torch.distributions import (
 from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.exact import quadrature
 from kullback.variational import Parameter, Target, fit
-from kullback.variational.fit import _points
 from kullback.variational.optimise.stochastic import anchored
+from kullback.variational.starting_points import points_of
 from kullback.variational.target.batches import in_pieces, score_in_pieces
 from kullback.variational.target.parameters import (
     Layout,
@@ -668,10 +668,10 @@ def test_draws_of_several_parameters_are_put_into_z():
     parameters = {"a": constraints.positive, "b": (2,)}
     target = Target.of(lambda a, b: -a - b.square().sum(), parameters)
     draws = {"a": torch.rand(9) + 0.5, "b": torch.randn(9, 2)}
-    z = _points(target, draws)
+    z = points_of(target, draws)
     torch.testing.assert_close(z, torch.cat([draws["a"].log()[:, None], draws["b"]], 1).double())
     with pytest.raises(ArgumentValueError, match="shape"):
-        _points(target, draws | {"b": torch.zeros(8, 2)})
+        points_of(target, draws | {"b": torch.zeros(8, 2)})
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])

@@ -2,7 +2,9 @@
 
 Which file answers which question:
 
-- `fit`: how is q fitted, and what can be asked of the result? `archive`: how is it kept on disk?
+- `fit`: how is q fitted? `fitted_posterior`: what can be asked of the result? `archive`: how is it
+  kept on disk? `starting_points`: what can `init` be? `final_draws`: what do the draws at the end
+  show?
 - `calibration`: are ranks of known parameters uniform over fits to simulated data?
 - `stages/`: what is chosen where it was left open, and which stages does a fit have?
 - `objectives`: what is maximised? ELBO, importance-weighted and Rényi bounds, as the VAE uses them.

@@ -29,7 +29,7 @@ from .diagnostics.diagnose import Diagnosis
 from .diagnostics.summary import Fitted, assess, summarise
 from .families import NAMED, Family
 from .families.family import Frame
-from .fit import FittedPosterior
+from .fitted_posterior import FittedPosterior
 from .optimise import IMPROPER
 from .target.density import Target
 

@@ -1,10 +1,10 @@
-"""Fit q(z) to a log density: `fit`, the `Fit` that it returns, and its draws and densities.
+"""Fit q(z) to a log density: `fit`, and the `Fit` that it returns.
 
 Which to use: `fit(log_density, parameters)` and nothing else, for a start: it finds where to begin,
 chooses family and method, says what it chose, and stops when it has converged.
 `direction="forward"` for KL(p‖q) instead of KL(q‖p) (MATH 4).
 
-`FittedPosterior` is what `Fit` shares with `Saved`, a fit read from disk: `posterior` and
+A `Fit` is a `FittedPosterior`, as is `Saved`, a fit read from disk: `posterior` and
 `sample_posterior` give named draws in the parameters as the user declared them; `draws`, `sample`,
 `log_prob` and `distribution` are about z, the vector of unconstrained reals on which q lives (the
 log of a positive parameter, for example).
@@ -12,206 +12,35 @@ log of a positive parameter, for example).
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from kullback.core import (
-    ArgumentTypeError,
-    Estimate,
-    RunError,
-    message,
-    require,
-    require_count,
-    require_type,
-)
+from kullback.core import Estimate, RunError, message, require, require_count, require_type
 
 from . import limits
 from .diagnostics.diagnose import Diagnosis
 from .diagnostics.missed_modes import Probed
-from .diagnostics.propriety import improper
-from .diagnostics.summary import Summary, assess, resample, summarise
+from .diagnostics.summary import Summary, assess, summarise
 from .families import Family
-from .families.family import as_distribution
+from .final_draws import coarse_rounding, evaluated, infinite_mass
+from .fitted_posterior import FittedPosterior
 from .objectives import Gradient, Objective
-from .optimise import IMPROPER, Progress, shown
-from .predictions import predict
+from .optimise import Progress, shown
 from .stages import Direction, Make, Settings, forwards, reverse
+from .starting_points import Init, first_points
 from .target.batches import score_in_pieces
 from .target.deadline import OutOfTime
 from .target.density import Target
 from .target.functions import PointDensity
 from .target.parameters import Parameters
 
-__all__ = ["Fit", "FittedPosterior", "fit"]
-
-
-class FittedPosterior:
-    """What can be asked of a fitted q, whether it was just fitted or read from disk."""
-
-    target: Target
-    family: Family | None
-    draws: Tensor
-    log_p: Tensor
-    log_q: Tensor
-    scores: tuple[Tensor, Tensor]
-    converged: bool
-
-    @cached_property
-    def posterior(self) -> dict[str, Tensor]:
-        """The draws of q in the user's own, constrained parameters: `{name: [n, *shape]}`.
-
-        They are `draws`, mapped by the parameters' constraints. Names, order and shapes are those
-        of `parameters`, as NumPyro's `get_samples()` gives them; `to_arviz` adds an axis of chains.
-        Where `parameters` was a number of dimensions, the one name is "z". They follow q, not p:
-        `diagnosis` bounds the difference and `resample` corrects for it.
-
-        Example:
-            >>> from torch.distributions import constraints
-            >>> from kullback.variational import fit
-            >>> parameters = {"rate": constraints.positive, "mu": (2,)}
-            >>> found = fit(
-            ...     lambda rate, mu: 8 * rate.log() - 3 * rate - mu.square().sum(), parameters
-            ... )
-            >>> {name: list(value.shape) for name, value in found.posterior.items()}
-            {'rate': [4000], 'mu': [4000, 2]}
-            >>> bool((found.posterior["rate"] > 0).all())
-            True
-        """
-        with torch.no_grad():
-            return self.target.constrain(self.draws)
-
-    @cached_property
-    def mean(self) -> dict[str, Tensor]:
-        """Means of `posterior`, `{name: [*shape]}`; `summary` has bounds on their errors.
-
-        Example:
-            >>> from kullback.variational import fit
-            >>> found = fit(lambda mu: -0.5 * (mu - 3.0) ** 2, {"mu": ()})
-            >>> abs(float(found.mean["mu"]) - 3) < 0.1
-            True
-        """
-        return {name: value.mean(0) for name, value in self.posterior.items()}
-
-    @cached_property
-    def sd(self) -> dict[str, Tensor]:
-        """Standard deviations of `posterior`, `{name: [*shape]}`; `summary` bounds their errors."""
-        return {name: value.std(0) for name, value in self.posterior.items()}
-
-    @cached_property
-    def cov(self) -> Tensor:
-        """Covariance of all values, `[m, m]`, in the order of `target.layout.value_names`."""
-        flat = [value.reshape(len(value), -1) for value in self.posterior.values()]
-        size = sum(part.shape[1] for part in flat)
-        return torch.cov(torch.cat(flat, 1).mT).reshape(size, size)
-
-    def sample_posterior(
-        self, n: int, *, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """Draw n new points of q in the user's own, constrained parameters: `{name: [n, *shape]}`.
-
-        Args:
-            n: how many draws, at least 1.
-            generator: the source of randomness; torch's global one by default.
-
-        Returns:
-            Names and shapes as in `posterior`; the same points as `sample(n, generator)`.
-
-        Raises:
-            ArgumentValueError: for n < 1.
-            RunError: for a loaded fit whose q is of a class of the user's own.
-
-        Example:
-            >>> from torch.distributions import constraints
-            >>> from kullback.variational import fit
-            >>> found = fit(lambda p: p.log().sum(), {"p": constraints.unit_interval})
-            >>> found.sample_posterior(10)["p"].shape
-            torch.Size([10])
-        """
-        with torch.no_grad():
-            return self.target.constrain(self.sample(n, generator))
-
-    def predict(
-        self,
-        function: Callable[..., Any] | None = None,
-        *,
-        draws: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """Evaluate a function at every draw: `kullback.variational.predict` of this fit."""
-        return predict(self, function, draws=draws, generator=generator)
-
-    def resample(self, n: int, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw n by importance weights: `kullback.variational.resample` of this fit."""
-        return resample(self, n, generator=generator)
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n points of q on the unconstrained space, `[n, d]`.
-
-        For draws of the parameters as they were declared: `sample_posterior`.
-
-        Args:
-            n: how many, at least 1.
-            generator: the source of randomness; torch's global one by default.
-
-        Returns:
-            The points.
-
-        Raises:
-            ArgumentValueError: for n < 1.
-            RunError: for a loaded fit whose q is of a class of the user's own.
-        """
-        return self._known_family().sample(require_count(n, "n"), generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z) of unconstrained z, `[n, d]` → `[n]`, in nats.
-
-        It is a density over z, not over the constrained parameters, from which it differs by the
-        log Jacobian of their map.
-
-        Args:
-            z: unconstrained reals, `[n, d]`.
-
-        Returns:
-            The normalised log density, without a graph.
-
-        Raises:
-            ArgumentValueError: for another shape.
-            RunError: for a loaded fit whose q is of a class of the user's own.
-        """
-        with torch.no_grad():
-            return self._known_family().log_prob(z)
-
-    @property
-    def distribution(self) -> Distribution:
-        """Q as a `torch.distributions.Distribution` over unconstrained z, event shape `[d]`.
-
-        A Gaussian q is torch's own (`MultivariateNormal`, …); others are a `FamilyDistribution`.
-
-        Example:
-            >>> from kullback.variational import fit
-            >>> found = fit(lambda z: -0.5 * z.square().sum(), 3, family="student_t")
-            >>> found.distribution
-            FamilyDistribution(StudentT, event_shape: torch.Size([3]))
-        """
-        return as_distribution(self._known_family())
-
-    def _known_family(self) -> Family:
-        if self.family is None:
-            raise RunError(
-                "q is of a class of your own, which was not saved. Try: the stored draws"
-            )
-        return self.family
-
-
-Init = Tensor | Mapping[str, Any] | FittedPosterior
+__all__ = ["Fit", "fit"]
 
 
 @dataclass(frozen=True)
@@ -301,7 +130,7 @@ def fit(
     alpha: float = 0.5,
     group: int = 8,
     samples: Tensor | None = None,
-    init: "Init | None" = None,
+    init: Init | None = None,
     starts: int = 4,
     draws: int | None = None,
     evaluation_draws: int | None = None,
@@ -391,60 +220,13 @@ def fit(
         alpha=alpha,
         group=group,
         samples=samples,
-        init=None if init is None else _first(target, init),
+        init=None if init is None else first_points(target, init),
         starts=starts,
         draws=draws,
         evaluation_draws=evaluation_draws,
         max_seconds=max_seconds,
     )
     return _carry_out(target, settings, generator, show=progress)
-
-
-def _first(target: Target, init: Init) -> Tensor:
-    """Return the points where the climbs begin, `[n, d]`."""
-    wanted = "values by name, points, or a fit"
-    require(not isinstance(init, str | Path), "init", wanted, "a path", "load(path, target)")
-    if isinstance(init, FittedPosterior):
-        given = init.draws
-    elif isinstance(init, Mapping):
-        given = _points(target, init)
-    else:
-        given = _numbers("init", init)
-    z: Tensor = torch.atleast_2d(given.detach().double())  # type: ignore[no-untyped-call]
-    right = z.ndim == 2 and len(z) > 0 and z.shape[1] == target.dim
-    hint = f"a value for each of {[*target.layout.shapes]}"
-    require(right, "init", f"points [{target.dim}] or [n, {target.dim}]", list(z.shape), hint)
-    require(bool(z.isfinite().all()), "init", "finite numbers", "NaN or infinity")
-    return z
-
-
-def _points(target: Target, init: Mapping[str, Any]) -> Tensor:
-    """Return z `[d]` of a value of every parameter, or `[n, d]` of draws `[n, *shape]` of each."""
-    shapes = target.layout.shapes
-    held = {name: _numbers(f"init[{name!r}]", value) for name, value in init.items()}
-    known = [name for name in held if name in shapes]
-    drawn = [name for name in known if held[name].ndim == len(shapes[name]) + 1]
-    if not drawn:
-        return target.unconstrain(init)
-    counts = {name: len(held[name]) for name in drawn}
-    number = counts[drawn[0]]
-    same = len(drawn) == len(known) and number > 0 and {*counts.values()} == {number}
-    got = ", ".join(f"{name} {list(held[name].shape)}" for name in known)
-    require(same, "init", "a value of each parameter, or as many draws [n, *shape] of each", got)
-    each = torch.linspace(0, number - 1, min(limits.MOST_FIRST_POINTS, number)).long()
-    points = ({k: v[i] if k in drawn else v for k, v in held.items()} for i in each)
-    return torch.stack([target.unconstrain(point) for point in points])
-
-
-def _numbers(name: str, given: Any) -> Tensor:
-    """Return what was given as a tensor of real numbers."""
-    try:
-        made = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:  # text, None, ragged lists
-        raise ArgumentTypeError(message(name, "numbers", repr(given)[:60])) from error
-    if made.is_complex():
-        raise ArgumentTypeError(message(name, "real numbers", "complex"))
-    return made
 
 
 def _carry_out(
@@ -470,15 +252,15 @@ def _carry_out(
         raise RunError("the fit ended before it began")
     family = last.family.requires_grad_(requires_grad=False)
     z = family.sample(settings.evaluation_draws, generator)
-    z, log_p, by_p = _evaluated(target, z, math.inf if in_time else settings.max_seconds)
+    z, log_p, by_p = evaluated(target, z, math.inf if in_time else settings.max_seconds)
     log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
     target.raise_if_all_refused(log_p)
     why = "" if bool(log_p.isfinite().all()) else target.explain(z)
-    lost = "" if last.improper or last.bounded else _improper(target, last, z)
+    lost = "" if last.improper or last.bounded else infinite_mass(target, last, z)
     if lost:
         text = f"{lost}; {last.reason}"
         last = replace(last, converged=False, improper=True, reason=text)
-    single = _rounds(target, z, log_p, converged=last.converged)
+    single = coarse_rounding(target, z, log_p, converged=last.converged)
     return Fit(
         target=target,
         family=family,
@@ -518,56 +300,6 @@ def _unfinished(target: Target, last: Progress | None, seconds: float) -> Progre
         raise RunError(message("max_seconds", "time for a start", got, hint)) from None
     text = f"stopped: {seconds:g} s of wall time (max_seconds) were over"
     return replace(last, done=True, converged=False, reason=text)
-
-
-def _evaluated(target: Target, z: Tensor, seconds: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return draws of q, log p and its gradient there; fewer draws where they take too long."""
-    if seconds == math.inf:
-        return (z, *target.score(z))
-    begin, few = time.monotonic(), min(len(z), limits.MIN_DRAWS)
-    parts = [target.score(z[:few])]
-    each = (time.monotonic() - begin) / few
-    room = max(few, int(limits.EVALUATION_SHARE * seconds / max(each, 1e-12)))
-    if few < min(room, len(z)):
-        parts.append(target.score(z[few:room]))
-    return z[:room], torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def _improper(target: Target, last: Progress, z: Tensor) -> str:
-    """Say that q has run away, or where log p does not decay; nothing if neither."""
-    if not last.converged and (away := _away(target, z)):
-        return f"{IMPROPER}: {away}"
-    return improper(target, z)
-
-
-def _rounds(target: Target, z: Tensor, log_p: Tensor, *, converged: bool) -> str:
-    """Say that log p rounds z to float32, where that is coarse or the fit has not converged.
-
-    Then log p is the same at z and at z (1 + 1e-10), for all draws that differ in log p.
-    """
-    far = z.abs().amax(0) * torch.finfo(torch.float32).eps / z.std(0).clamp_min(1e-300)
-    if target.rows is not None or (converged and float(far.max()) < limits.COARSE_ROUNDING):
-        return ""
-    some = slice(limits.MIN_DRAWS)
-    with torch.no_grad():
-        same = target.log_density(z[some] * (1 + 1e-10)) == log_p[some]
-    if not bool(same.all()) or float(log_p[some].std()) == 0:
-        return ""
-    worst = int(far.argmax())
-    return (
-        f"log_density rounds z to float32, {float(far[worst]):.1g} sd of {target.names[worst]} "
-        "here, and gradients with it: evaluate it in float64"
-    )
-
-
-def _away(target: Target, z: Tensor) -> str:
-    """Say which coordinates of q's draws have run away; nothing if none has."""
-    reach = z.nan_to_num(math.inf).abs().amax(0)
-    places = (
-        (reach > limits.MAX_COORDINATE).nonzero().flatten().tolist()[: limits.SHOWN_COORDINATES]
-    )
-    which = ", ".join(target.names[i] for i in places)
-    return f"q({which}) runs to {float(reach.max()):.0e} and on" if places else ""
 
 
 def _target(
