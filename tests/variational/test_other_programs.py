@@ -12,7 +12,7 @@ from torch.distributions import HalfCauchy, Normal, constraints
 from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError, RunError
 from kullback.variational import Target, fit
 from kullback.variational.target.programs import Model
-from kullback.variational.target.simulation import Simulation
+from kullback.variational.target.simulation import Simulation, _labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 F64 = torch.float64
@@ -663,3 +663,37 @@ def test_a_pymc_model_with_initial_values_has_a_log_likelihood():
     truth = Normal(draws.sum(1, keepdim=True), 1.5).log_prob(torch.tensor(y))
     torch.testing.assert_close(found, truth)
     assert [*np.asarray(model.rvs_to_initial_values[model["mu"]])] == [-1.0, 1.0]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_values_of_a_numpyro_scan_are_put_into_z():
+    numpyro = pytest.importorskip("numpyro")
+    from numpyro.contrib.control_flow import scan
+
+    def model(data):
+        step_sd = numpyro.sample("step_sd", numpyro.distributions.HalfNormal(1.0))
+
+        def step(last, y):
+            x = numpyro.sample("x", numpyro.distributions.Normal(last, step_sd))
+            numpyro.sample("y", numpyro.distributions.Normal(x, 1.0), obs=y)
+            return x, x
+
+        scan(step, 0.0, data)
+
+    target = Target.from_numpyro(model, np.array([0.5, 1.0, 0.0]))
+    values = {"step_sd": 0.5, "x": np.array([0.2, 0.4, 0.1])}
+    back = target.constrain(target.unconstrain(values)[None])
+    torch.testing.assert_close(back["x"][0], torch.tensor(values["x"]))
+    sites = (torch.tensor(values["x"]), torch.tensor([0.0, 0.2, 0.4], dtype=F64))
+    y = torch.tensor([0.5, 1.0, 0.0], dtype=F64)
+    prior = math.log(2) + Normal(0.0, 1.0).log_prob(torch.tensor(0.5, dtype=F64)) + math.log(0.5)
+    log_p = prior + Normal(sites[1], 0.5).log_prob(sites[0]).sum()
+    log_p = log_p + Normal(sites[0], 1.0).log_prob(y).sum()
+    torch.testing.assert_close(target.log_density(target.unconstrain(values)[None])[0], log_p)
+
+
+def test_labels_that_are_tuples_stay_whole():
+    found = _labels((("a", 1), ("b", 2)))
+    assert found.shape == (2,) and found[1] == ("b", 2)
+    assert _labels(("a", "b")) == ["a", "b"]

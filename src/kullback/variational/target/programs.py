@@ -145,7 +145,8 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     def unconstrain(values: Mapping[str, Any]) -> Any:
         with jax.enable_x64(True), numpyro.validation_enabled(False):  # noqa: FBT003
-            given = {name: np.asarray(values[name], dtype=np.float64) for name in drawn}
+            asarray = jax.numpy.asarray  # NumPy's arrays cannot be indexed in a `scan`
+            given = {name: asarray(values[name], dtype=np.float64) for name in drawn}
             point = util.unconstrain_fn(model, args, kwargs, given)
             return np.array(ravel({name: point[name] for name in drawn})[0])
 

@@ -190,8 +190,17 @@ def pymc_simulation(model: Any) -> Simulation:
         log_likelihood=log_likelihood if observed else None,
         predictive=predictive if observed else None,
         dims={name: tuple(dims) for name, dims in model.named_vars_to_dims.items()},
-        coords={name: list(labels) for name, labels in model.coords.items() if labels is not None},
+        coords={n: _labels(labels) for n, labels in model.coords.items() if labels is not None},
     )
+
+
+def _labels(labels: Sequence[Any]) -> Any:
+    """Return the labels of an axis as xarray takes them: tuples each as one label."""
+    if not any(isinstance(label, tuple) for label in labels):
+        return list(labels)
+    whole = np.empty(len(labels), dtype=object)
+    whole[:] = [*labels]
+    return whole
 
 
 @contextlib.contextmanager
