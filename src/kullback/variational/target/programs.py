@@ -279,7 +279,10 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
     imputed = _imputed(sites)
     drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
     odd = [name for name in drawn if _onto(nodes[name]["fn"]) is None]
+    sphere = any("sphere" in str(getattr(nodes[n]["fn"], "support", "")).lower() for n in odd)
     hint = "its density by `pyro.factor`, and an ImproperUniform parameter"
+    if sphere:
+        hint = "poutine.reparam(model, {name: ProjectedNormalReparam()}), of pyro.infer.reparam"
     require(not odd, "model", "parameters with a support that reals map onto", odd, hint)
     with pyro.validation_enabled(False):  # noqa: FBT003
         angles = {name for name in drawn if is_angle(nodes[name]["fn"], nodes[name]["value"])}
