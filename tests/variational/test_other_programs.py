@@ -697,3 +697,38 @@ def test_labels_that_are_tuples_stay_whole():
     found = _labels((("a", 1), ("b", 2)))
     assert found.shape == (2,) and found[1] == ("b", 2)
     assert _labels(("a", "b")) == ["a", "b"]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_what_pyro_reparametrises_is_a_value_and_no_observation():
+    pyro = pytest.importorskip("pyro")
+    from pyro.infer.reparam import LocScaleReparam
+
+    def model(y):
+        tau = pyro.sample("tau", pyro.distributions.HalfNormal(1.0))
+        with pyro.plate("rows", 3):
+            theta = pyro.sample("theta", pyro.distributions.Normal(2.0, tau))
+            pyro.sample("y", pyro.distributions.Normal(theta, 1.0), obs=y)
+
+    made = pyro.poutine.reparam(model, {"theta": LocScaleReparam(0.0, shape_params=[])})
+    target = Target.from_pyro(made, torch.tensor([1.0, 2.0, 3.0]))
+    values = target.constrain(torch.tensor([[math.log(0.5), 1.0, 0.0, -2.0]], dtype=F64))
+    torch.testing.assert_close(values["theta"], torch.tensor([[2.5, 2.0, 1.0]], dtype=F64))
+    assert set(target.simulation.observed) == {"y"}
+    found = torch.as_tensor(target.simulation.log_likelihood(values)["y"])
+    truth = Normal(values["theta"], 1.0).log_prob(torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_direction_in_pyro_has_a_hint():
+    pyro = pytest.importorskip("pyro")
+
+    def model(y):
+        way = pyro.sample("way", pyro.distributions.ProjectedNormal(torch.tensor([1.0, 1.0])))
+        pyro.sample("y", pyro.distributions.Normal(way.sum(), 0.5), obs=y)
+
+    with pytest.raises(ArgumentValueError, match=r"got \['way'\]\. Try: .*ProjectedNormalReparam"):
+        Target.from_pyro(model, torch.tensor(1.0))

@@ -32,7 +32,13 @@ from kullback.variational import limits
 from . import pytensor_graphs
 from .angles import Turn, in_one_turn, is_angle
 from .parameters import Layout
-from .simulation import Simulation, numpyro_simulation, pymc_simulation, pyro_simulation
+from .simulation import (
+    Simulation,
+    is_computed,
+    numpyro_simulation,
+    pymc_simulation,
+    pyro_simulation,
+)
 
 __all__ = ["Model", "PyroModel", "numpyro_model", "pymc_model", "pyro_model"]
 
@@ -251,7 +257,7 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
 
     def values(reals: dict[str, Tensor]) -> dict[str, Tensor]:
         nodes = traced(At(reals)).nodes
-        kept = [n for n, s in nodes.items() if n in reals or _is_deterministic(s)]
+        kept = [n for n, s in nodes.items() if n in reals or is_computed(s)]
         return {name: nodes[name]["value"] for name in kept}
 
     def unconstrain(values: Mapping[str, Any]) -> Tensor:
@@ -404,10 +410,6 @@ def _of_all(names: Sequence[str], unconstrain: Callable[[Mapping[str, Any]], Any
         return unconstrain(values)
 
     return checked
-
-
-def _is_deterministic(site: Mapping[str, Any]) -> bool:
-    return bool((site.get("infer") or {}).get("_deterministic"))
 
 
 @contextlib.contextmanager

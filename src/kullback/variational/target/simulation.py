@@ -20,6 +20,7 @@ from kullback.variational import limits
 
 __all__ = [
     "Simulation",
+    "is_computed",
     "numpyro_simulation",
     "over_draws",
     "pymc_simulation",
@@ -220,8 +221,17 @@ def _observed(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: site["value"]
         for name, site in samples.items()
-        if site["is_observed"] and not (site.get("infer") or {}).get("_deterministic")
+        if site["is_observed"] and not is_computed(site)
     }
+
+
+def is_computed(site: Mapping[str, Any]) -> bool:
+    """Say whether a site is a deterministic one, or what Pyro's `reparam` makes: a point mass."""
+    law: Any = site.get("fn")
+    while hasattr(law, "base_dist") and type(law).__name__ != "Delta":
+        law = law.base_dist
+    deterministic = bool((site.get("infer") or {}).get("_deterministic"))
+    return deterministic or (bool(site.get("is_observed")) and type(law).__name__ == "Delta")
 
 
 def _plates(sites: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:
