@@ -122,8 +122,10 @@ def compare(
         if float(sd[i]) > 0:
             off = float((q[:, i].mean() - p[:, i].mean()) / sd[i])
             ratio = float(q[:, i].std() / sd[i])
-            errors = _errors((q[:, i] - p[:, i].mean()) / sd[i], (p[:, i] - p[:, i].mean()) / sd[i])
-            rows.append(Compared(name, float(p[:, i].mean()), float(sd[i]), off, ratio, *errors))
+            centre = p[:, i].mean()
+            of_mean, of_sd = _errors((q[:, i] - centre) / sd[i], (p[:, i] - centre) / sd[i])
+            row = Compared(name, float(centre), float(sd[i]), off, ratio, of_mean, of_sd)
+            rows.append(row)
     require(bool(rows), "reference", "an entry that varies", "constants")
     return Comparison(len(p), tuple(rows))
 
