@@ -620,6 +620,8 @@ def test_an_angle_is_fitted(make):
 def test_an_observation_without_a_density_is_named(logs, words):
     simulation = Simulation({"y": np.array([1, -2, 4])}, lambda _: {"y": logs})
     assert simulation.impossible({}) == words
+    elsewhere = Simulation({"y": np.array([1, -2, 4])}, lambda _: {"log_lik": logs})
+    assert elsewhere.impossible({}) == ""
 
 
 @pytest.mark.filterwarnings("ignore:Out-of-support")  # of NumPyro, which says it too

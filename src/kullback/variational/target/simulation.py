@@ -52,8 +52,13 @@ class Simulation:
 
         Indices count from 0, as those of the programs that have a log likelihood here.
         """
-        found = {} if self.log_likelihood is None else self.log_likelihood(values)
+        try:
+            found = {} if self.log_likelihood is None else self.log_likelihood(values)
+        except Exception:  # noqa: BLE001 - the other program's: its fit has failed already
+            return ""
         for name, logs in found.items():
+            if name not in self.observed:  # of Stan: generated quantities
+                continue
             never = ~(np.asarray(logs) > -math.inf).any(0)  # NaN as well
             y = np.asarray(self.observed[name])
             if never.shape == y.shape[: never.ndim] and never.any():
