@@ -12,7 +12,7 @@ from torch.distributions import HalfCauchy, Normal, constraints
 from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError, RunError
 from kullback.variational import Target, fit
 from kullback.variational.target.programs import Model
-from kullback.variational.target.simulation import Simulation
+from kullback.variational.target.simulation import Simulation, _labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 F64 = torch.float64
@@ -620,6 +620,8 @@ def test_an_angle_is_fitted(make):
 def test_an_observation_without_a_density_is_named(logs, words):
     simulation = Simulation({"y": np.array([1, -2, 4])}, lambda _: {"y": logs})
     assert simulation.impossible({}) == words
+    elsewhere = Simulation({"y": np.array([1, -2, 4])}, lambda _: {"log_lik": logs})
+    assert elsewhere.impossible({}) == ""
 
 
 @pytest.mark.filterwarnings("ignore:Out-of-support")  # of NumPyro, which says it too
@@ -663,3 +665,72 @@ def test_a_pymc_model_with_initial_values_has_a_log_likelihood():
     truth = Normal(draws.sum(1, keepdim=True), 1.5).log_prob(torch.tensor(y))
     torch.testing.assert_close(found, truth)
     assert [*np.asarray(model.rvs_to_initial_values[model["mu"]])] == [-1.0, 1.0]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_values_of_a_numpyro_scan_are_put_into_z():
+    numpyro = pytest.importorskip("numpyro")
+    from numpyro.contrib.control_flow import scan
+
+    def model(data):
+        step_sd = numpyro.sample("step_sd", numpyro.distributions.HalfNormal(1.0))
+
+        def step(last, y):
+            x = numpyro.sample("x", numpyro.distributions.Normal(last, step_sd))
+            numpyro.sample("y", numpyro.distributions.Normal(x, 1.0), obs=y)
+            return x, x
+
+        scan(step, 0.0, data)
+
+    target = Target.from_numpyro(model, np.array([0.5, 1.0, 0.0]))
+    values = {"step_sd": 0.5, "x": np.array([0.2, 0.4, 0.1])}
+    back = target.constrain(target.unconstrain(values)[None])
+    torch.testing.assert_close(back["x"][0], torch.tensor(values["x"]))
+    sites = (torch.tensor(values["x"]), torch.tensor([0.0, 0.2, 0.4], dtype=F64))
+    y = torch.tensor([0.5, 1.0, 0.0], dtype=F64)
+    prior = math.log(2) + Normal(0.0, 1.0).log_prob(torch.tensor(0.5, dtype=F64)) + math.log(0.5)
+    log_p = prior + Normal(sites[1], 0.5).log_prob(sites[0]).sum()
+    log_p = log_p + Normal(sites[0], 1.0).log_prob(y).sum()
+    torch.testing.assert_close(target.log_density(target.unconstrain(values)[None])[0], log_p)
+
+
+def test_labels_that_are_tuples_stay_whole():
+    found = _labels((("a", 1), ("b", 2)))
+    assert found.shape == (2,) and found[1] == ("b", 2)
+    assert _labels(("a", "b")) == ["a", "b"]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_what_pyro_reparametrises_is_a_value_and_no_observation():
+    pyro = pytest.importorskip("pyro")
+    from pyro.infer.reparam import LocScaleReparam
+
+    def model(y):
+        tau = pyro.sample("tau", pyro.distributions.HalfNormal(1.0))
+        with pyro.plate("rows", 3):
+            theta = pyro.sample("theta", pyro.distributions.Normal(2.0, tau))
+            pyro.sample("y", pyro.distributions.Normal(theta, 1.0), obs=y)
+
+    made = pyro.poutine.reparam(model, {"theta": LocScaleReparam(0.0, shape_params=[])})
+    target = Target.from_pyro(made, torch.tensor([1.0, 2.0, 3.0]))
+    values = target.constrain(torch.tensor([[math.log(0.5), 1.0, 0.0, -2.0]], dtype=F64))
+    torch.testing.assert_close(values["theta"], torch.tensor([[2.5, 2.0, 1.0]], dtype=F64))
+    assert set(target.simulation.observed) == {"y"}
+    found = torch.as_tensor(target.simulation.log_likelihood(values)["y"])
+    truth = Normal(values["theta"], 1.0).log_prob(torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_direction_in_pyro_has_a_hint():
+    pyro = pytest.importorskip("pyro")
+
+    def model(y):
+        way = pyro.sample("way", pyro.distributions.ProjectedNormal(torch.tensor([1.0, 1.0])))
+        pyro.sample("y", pyro.distributions.Normal(way.sum(), 0.5), obs=y)
+
+    with pytest.raises(ArgumentValueError, match=r"got \['way'\]\. Try: .*ProjectedNormalReparam"):
+        Target.from_pyro(model, torch.tensor(1.0))

@@ -320,6 +320,7 @@ MAX_COORDINATE = 1e9  # on the unconstrained space: a fit that has not converged
 END_REACH, END_PLACES = 1000.0, 201  # of z, within which exp and sigmoid come to an end,
 END_RESOLVED = 1e4  # where values change by fewer spacings of float64 from place to place
 END_LOOKS = 6  # at log p on the last half of the way there
+FEWEST_BATCHED = 64  # draws of a reference, from which their error is that of 8 batches or more
 SAME_TURN = 1e-9  # of 1 + |log p|: rounding, over a turn of an angle
 TURN_DRAWS = 3  # at which log p has period 2 pi
 # along scales (chosen on the tables of tests/variational/test_propriety.py)

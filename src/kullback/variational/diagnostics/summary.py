@@ -6,6 +6,7 @@ corrected by their importance weights, `to_arviz` for everything ArviZ can do; a
 chains or from simulation; its errors are those of finitely many draws of both as well as of q.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +42,8 @@ class Compared(NamedTuple):
     """One entry of one parameter: the reference's mean and sd, and how far q's are from them.
 
     mean_off: q's mean less the reference's, in the reference's sd. sd_ratio: q's sd over it.
+    mean_off_error, sd_ratio_error: standard errors of both, by the numbers of draws; the
+    reference's by batch means, so that draws of a chain may depend on each other.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Compared(NamedTuple):
     sd: float
     mean_off: float
     sd_ratio: float
+    mean_off_error: float = math.nan
+    sd_ratio_error: float = math.nan
 
 
 class Comparison(NamedTuple):
@@ -59,12 +64,14 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         wide = max(len("against"), *(len(row.name) for row in self.rows))
         heads = ("mean", "sd", "q's mean off", "q's sd")
-        lines = [f"{'against':<{wide}}" + "".join(f"{head:>14}" for head in heads)]
+        lines = [f"{'against':<{wide}}" + "".join(f"{head:>21}" for head in heads)]
         for row in self.rows:
-            off = f"{row.mean_off:+.3f} sd"
-            numbers = (f"{row.mean:.4g}", f"{row.sd:.4g}", off, f"{row.sd_ratio:.3f} of it")
-            lines.append(f"{row.name:<{wide}}" + "".join(f"{text:>14}" for text in numbers))
-        return "\n".join([*lines, f"against {self.draws:,} draws of the reference"])
+            off = f"{row.mean_off:+.3f} ± {row.mean_off_error:.3f} sd"
+            ratio = f"{row.sd_ratio:.3f} ± {row.sd_ratio_error:.3f}"
+            numbers = (f"{row.mean:.4g}", f"{row.sd:.4g}", off, ratio)
+            lines.append(f"{row.name:<{wide}}" + "".join(f"{text:>21}" for text in numbers))
+        foot = f"against {self.draws:,} draws of the reference, q's sd as a share of its sd"
+        return "\n".join([*lines, f"{foot}; ± standard errors of these draws"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -108,9 +115,33 @@ def compare(
         if float(sd[i]) > 0:
             off = float((q[:, i].mean() - p[:, i].mean()) / sd[i])
             ratio = float(q[:, i].std() / sd[i])
-            rows.append(Compared(name, float(p[:, i].mean()), float(sd[i]), off, ratio))
+            centre = p[:, i].mean()
+            of_mean, of_sd = _errors((q[:, i] - centre) / sd[i], (p[:, i] - centre) / sd[i])
+            row = Compared(name, float(centre), float(sd[i]), off, ratio, of_mean, of_sd)
+            rows.append(row)
     require(bool(rows), "reference", "an entry that varies", "constants")
     return Comparison(len(p), tuple(rows))
+
+
+def _errors(q: Tensor, p: Tensor) -> tuple[float, float]:
+    """Return standard errors of the difference of means and of the ratio of sds.
+
+    q, p: draws in units of p's sd; those of q are independent.
+    """
+    ratio = float(q.std() / p.std())
+    spread = (q - q.mean()).square()
+    of_q = float(q.var()) / len(q), float(spread.var() / spread.mean().square()) / len(q)
+    of_p = _of_batches(p), _of_batches((p - p.mean()).square())
+    return math.sqrt(of_q[0] + of_p[0]), ratio * math.sqrt(of_q[1] + of_p[1]) / 2
+
+
+def _of_batches(x: Tensor) -> float:
+    """Return the variance of a chain's mean, from the means of √n batches; few draws alone."""
+    if len(x) < limits.FEWEST_BATCHED:
+        return float(x.var()) / len(x)
+    size = math.isqrt(len(x))
+    means = x[: len(x) // size * size].view(-1, size).mean(1)
+    return float(means.var()) / len(means)
 
 
 def _columns(values: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> Tensor:

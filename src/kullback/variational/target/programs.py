@@ -32,7 +32,13 @@ from kullback.variational import limits
 from . import pytensor_graphs
 from .angles import Turn, in_one_turn, is_angle
 from .parameters import Layout
-from .simulation import Simulation, numpyro_simulation, pymc_simulation, pyro_simulation
+from .simulation import (
+    Simulation,
+    is_computed,
+    numpyro_simulation,
+    pymc_simulation,
+    pyro_simulation,
+)
 
 __all__ = ["Model", "PyroModel", "numpyro_model", "pymc_model", "pyro_model"]
 
@@ -145,7 +151,8 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     def unconstrain(values: Mapping[str, Any]) -> Any:
         with jax.enable_x64(True), numpyro.validation_enabled(False):  # noqa: FBT003
-            given = {name: np.asarray(values[name], dtype=np.float64) for name in drawn}
+            asarray = jax.numpy.asarray  # NumPy's arrays cannot be indexed in a `scan`
+            given = {name: asarray(values[name], dtype=np.float64) for name in drawn}
             point = util.unconstrain_fn(model, args, kwargs, given)
             return np.array(ravel({name: point[name] for name in drawn})[0])
 
@@ -250,7 +257,7 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
 
     def values(reals: dict[str, Tensor]) -> dict[str, Tensor]:
         nodes = traced(At(reals)).nodes
-        kept = [n for n, s in nodes.items() if n in reals or _is_deterministic(s)]
+        kept = [n for n, s in nodes.items() if n in reals or is_computed(s)]
         return {name: nodes[name]["value"] for name in kept}
 
     def unconstrain(values: Mapping[str, Any]) -> Tensor:
@@ -278,7 +285,10 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
     imputed = _imputed(sites)
     drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
     odd = [name for name in drawn if _onto(nodes[name]["fn"]) is None]
+    sphere = any("sphere" in str(getattr(nodes[n]["fn"], "support", "")).lower() for n in odd)
     hint = "its density by `pyro.factor`, and an ImproperUniform parameter"
+    if sphere:
+        hint = "poutine.reparam(model, {name: ProjectedNormalReparam()}), of pyro.infer.reparam"
     require(not odd, "model", "parameters with a support that reals map onto", odd, hint)
     with pyro.validation_enabled(False):  # noqa: FBT003
         angles = {name for name in drawn if is_angle(nodes[name]["fn"], nodes[name]["value"])}
@@ -400,10 +410,6 @@ def _of_all(names: Sequence[str], unconstrain: Callable[[Mapping[str, Any]], Any
         return unconstrain(values)
 
     return checked
-
-
-def _is_deterministic(site: Mapping[str, Any]) -> bool:
-    return bool((site.get("infer") or {}).get("_deterministic"))
 
 
 @contextlib.contextmanager

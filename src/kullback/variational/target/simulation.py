@@ -20,6 +20,7 @@ from kullback.variational import limits
 
 __all__ = [
     "Simulation",
+    "is_computed",
     "numpyro_simulation",
     "over_draws",
     "pymc_simulation",
@@ -51,8 +52,13 @@ class Simulation:
 
         Indices count from 0, as those of the programs that have a log likelihood here.
         """
-        found = {} if self.log_likelihood is None else self.log_likelihood(values)
+        try:
+            found = {} if self.log_likelihood is None else self.log_likelihood(values)
+        except Exception:  # noqa: BLE001 - the other program's: its fit has failed already
+            return ""
         for name, logs in found.items():
+            if name not in self.observed:  # of Stan: generated quantities
+                continue
             never = ~(np.asarray(logs) > -math.inf).any(0)  # NaN as well
             y = np.asarray(self.observed[name])
             if never.shape == y.shape[: never.ndim] and never.any():
@@ -190,8 +196,17 @@ def pymc_simulation(model: Any) -> Simulation:
         log_likelihood=log_likelihood if observed else None,
         predictive=predictive if observed else None,
         dims={name: tuple(dims) for name, dims in model.named_vars_to_dims.items()},
-        coords={name: list(labels) for name, labels in model.coords.items() if labels is not None},
+        coords={n: _labels(labels) for n, labels in model.coords.items() if labels is not None},
     )
+
+
+def _labels(labels: Sequence[Any]) -> Any:
+    """Return the labels of an axis as xarray takes them: tuples each as one label."""
+    if not any(isinstance(label, tuple) for label in labels):
+        return list(labels)
+    whole = np.empty(len(labels), dtype=object)
+    whole[:] = [*labels]
+    return whole
 
 
 @contextlib.contextmanager
@@ -211,8 +226,17 @@ def _observed(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: site["value"]
         for name, site in samples.items()
-        if site["is_observed"] and not (site.get("infer") or {}).get("_deterministic")
+        if site["is_observed"] and not is_computed(site)
     }
+
+
+def is_computed(site: Mapping[str, Any]) -> bool:
+    """Say whether a site is a deterministic one, or what Pyro's `reparam` makes: a point mass."""
+    law: Any = site.get("fn")
+    while hasattr(law, "base_dist") and type(law).__name__ != "Delta":
+        law = law.base_dist
+    deterministic = bool((site.get("infer") or {}).get("_deterministic"))
+    return deterministic or (bool(site.get("is_observed")) and type(law).__name__ == "Delta")
 
 
 def _plates(sites: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:
