@@ -150,6 +150,16 @@ def test_what_another_program_refuses_is_one_line_and_a_bug_here_is_a_traceback(
         fit._target(file)
 
 
+def test_what_another_program_raises_in_a_fit_is_one_line(packages, tmp_path):
+    path = write(tmp_path, "model.py", f"{HEAD['pyro']}\n{SAMPLED}")
+    file = read_target(str(path), data=write(tmp_path, "x.json", SCHOOLS))
+    words = r"pyro refuses .* data: ZeroDivisionError"
+    with pytest.raises(DataError, match=words), fit._evaluated_by(file, "pyro"):
+        exec("1 / 0", {"__name__": "pyro.infer"})
+    with pytest.raises(ZeroDivisionError), fit._evaluated_by(file, "pyro"):
+        exec("1 / 0", {"__name__": "elsewhere"})
+
+
 def test_a_model_of_another_program_may_simulate(packages, tmp_path, capsys):
     simulates = "def simulate(generator): return {'mu': 1.0}, {'y': [2.0]}"
     path = write(tmp_path, "model.py", f"{HEAD['pyro']}\n{SAMPLED}\n{simulates}")

@@ -4,11 +4,12 @@
 No torch is imported before the command runs.
 """
 
+import contextlib
 import csv
 import inspect
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from kullback.core import (
     ArgumentTypeError,
     ArgumentValueError,
     DataError,
+    KullbackError,
     RunError,
     message,
     read_npy,
@@ -31,6 +33,7 @@ from .session import bar, log, prepare, print_json, quiet, say, ticking, write
 from .user_code import (
     TargetFile,
     first_line,
+    passed,
     raised_in,
     read_target,
     user_code,
@@ -183,15 +186,16 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         log(f"target: {file.name}, {target.dim:,} parameters")
         reference = None if options.reference is None else read_reference(options.reference, target)
         generator = torch.Generator().manual_seed(options.seed)
-        found = fit_density(
-            target,
-            family=options.family,
-            direction="forward" if options.direction == "forward" else "reverse",
-            evaluation_draws=options.draws,
-            generator=generator,
-            progress=not quiet(),
-            **options.time,
-        )
+        with _evaluated_by(file, file.program):
+            found = fit_density(
+                target,
+                family=options.family,
+                direction="forward" if options.direction == "forward" else "reverse",
+                evaluation_draws=options.draws,
+                generator=generator,
+                progress=not quiet(),
+                **options.time,
+            )
         name = type(found.family).__name__
         if found.compile_seconds:
             log(f"compiled: {file.program}, {found.compile_seconds:.1f} s, apart from the fit")
@@ -360,11 +364,23 @@ def fit_both(file: TargetFile, options: FitOptions) -> None:
 
 def _target(file: TargetFile) -> "Target":
     try:
-        return _own(file) if not file.program else _of_program(file)
+        with _evaluated_by(file):
+            return _own(file) if not file.program else _of_program(file)
     except (ArgumentTypeError, ArgumentValueError) as error:  # the file's fault, not an option's
         raise DataError(f"{file.path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _evaluated_by(file: TargetFile, package: str = "") -> Iterator[None]:
+    """Say in one line what the program of a model raises; with a package, what went through it."""
+    try:
+        yield
+    except KullbackError:
+        raise
     except Exception as error:
         if not file.program or raised_in(error, "kullback") or went_through(error, file.path):
+            raise
+        if package and not passed(error, package):
             raise
         words = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(

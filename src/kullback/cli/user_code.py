@@ -31,6 +31,7 @@ __all__ = [
     "audit",
     "first_line",
     "function_at",
+    "passed",
     "raised_in",
     "read_target",
     "user_code",
@@ -112,8 +113,17 @@ def went_through(error: BaseException, path: Path) -> bool:
 
 def raised_in(error: BaseException, package: str) -> bool:
     """Say whether the code that raised an exception is of a package, such as "kullback"."""
-    *_, last = traceback.walk_tb(error.__traceback__)
-    return str(last[0].f_globals.get("__name__")).partition(".")[0] == package
+    return _packages(error)[-1] == package
+
+
+def passed(error: BaseException, package: str) -> bool:
+    """Say whether an exception went through the code of a package."""
+    return package in _packages(error)
+
+
+def _packages(error: BaseException) -> list[str]:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
 
 
 def _where(path: Path, error: BaseException) -> str:
