@@ -8,9 +8,10 @@ from torch.distributions import MultivariateNormal, StudentT
 
 from kullback.sampled import pareto_k
 from kullback.variational import fit
-from kullback.variational.diagnostics.defensive_sampling import draw_wider, pooled
+from kullback.variational.diagnostics.defensive_sampling import bends, draw_wider, pooled
 from kullback.variational.diagnostics.diagnose import diagnose, ridges_of
 from kullback.variational.diagnostics.evidence import Sample, by_weights, tail_ratio
+from kullback.variational.families.family import Frame
 
 F64 = torch.float64
 Z = 4.5
@@ -108,6 +109,16 @@ def test_nan_far_out_is_not_used():
     z, log_q = gaussian_draws(400, torch.eye(1, dtype=F64))
     wide = draw_wider(lambda z: torch.where(z[:, 0] > 3, math.nan, log_q(z)), log_q, z)
     assert diagnose(z, log_q(z), log_q(z), wide=wide).tails is None
+
+
+def test_equal_draws_have_equal_bends():
+    """Bit for bit, whatever lies in memory: what begins in the last digit grows in a flow."""
+    z = gaussian_draws(2000, torch.eye(6, dtype=F64))[0]
+    score = -z + 0.1 * z.roll(1, 1) ** 2
+    first, kept = bends(Frame.of_draws(z), z, score), []
+    for k in range(30):
+        kept.append(torch.full((37 * k + 5,), k, dtype=torch.int32))
+        assert torch.equal(bends(Frame.of_draws(z), z, score), first)
 
 
 @pytest.mark.slow

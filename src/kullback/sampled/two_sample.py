@@ -170,7 +170,7 @@ def _fit(terms: Tensor, labels: Tensor, balance: Tensor, penalty: float, weights
         chance = torch.sigmoid(terms @ weights)
         slope = terms.T @ (balance * (chance - labels)) + ridge * weights
         curve = (terms.T * (balance * chance * (1 - chance))) @ terms + torch.diag(ridge)
-        step = torch.linalg.lstsq(curve, slope[:, None]).solution[:, 0]
+        step = torch.linalg.lstsq(curve, slope[:, None], driver="gelsd").solution[:, 0]
         for _ in range(_HALVINGS):
             trial = loss(weights - step)
             if trial <= now:

@@ -102,7 +102,7 @@ def bends(frame: Frame, draws: Tensor, score: Tensor) -> Tensor:
     if len(u) <= 2 * u.shape[1]:
         return u[:0]
     pushed = pushed - pushed.mean(0)
-    pushed = pushed - u @ torch.linalg.lstsq(u, pushed).solution
+    pushed = pushed - u @ torch.linalg.lstsq(u, pushed, driver="gelsd").solution
     squared = torch.zeros(u.shape[1], u.shape[1], dtype=u.dtype)
     for k in range(u.shape[1]):
         third = (pushed[:, k, None] * u).mT @ u / len(u)
