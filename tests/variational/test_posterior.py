@@ -20,6 +20,7 @@ from kullback.variational import (
     save,
     to_arviz,
 )
+from kullback.variational.archive import WORDS
 from kullback.variational.families import NAMED, FullRank
 from kullback.variational.families.family import Frame, as_distribution
 from kullback.variational.target.parameters import ordered
@@ -148,7 +149,9 @@ def test_a_fit_read_back_knows_what_to_declare(tmp_path):
     assert again.declare == found.declare == "declare z[1]: constraints.greater_than(0)"
     judged = assess(again)
     assert found.declare in judged.verdict and not again.improper
-    assert load(save(again, tmp_path / "twice", judged), target).declare == found.declare
+    twice = load(save(again, tmp_path / "twice", judged), target)
+    assert twice.declare == found.declare
+    assert all(twice.record[name] == getattr(found, name) for name in WORDS)
 
 
 def test_a_family_that_was_not_saved_leaves_its_stored_posterior(found, tmp_path):

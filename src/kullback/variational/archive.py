@@ -114,7 +114,8 @@ def save(
     every = dict(zip(names, tensors, strict=True)) | ({} if family is None else _state(family))
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in every.items()}
     write_atomic(folder / "fit.safetensors", safetensors.torch.save(plain))
-    words = {name: str(getattr(fit, name)) for name in WORDS if hasattr(fit, name)}
+    known = getattr(fit, "record", {})  # of a fit read back
+    words = {name: str(getattr(fit, name, known.get(name, ""))) for name in WORDS}
     record = {
         "format": limits.FIT_FORMAT,
         "kullback": __version__,
