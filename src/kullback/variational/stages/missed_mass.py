@@ -4,6 +4,7 @@ Which to use: `find_other_peak`, `was_fitted` and `with_peak` before a second fi
 `reach_missed_mass` after it, with the weighted draws that show what is missed.
 """
 
+import copy
 import functools
 import importlib.util
 import math
@@ -101,6 +102,7 @@ def reach_missed_mass(
             now = yield from until_done(_polished(problem, flow))
             after = pool_of(problem, flow)
             if after.missed <= limits.LIMITS.unreached:
+                now, after = yield from _refitted(problem, now, after)
                 break
     words = f"a {now.family.name} fitted to weighted draws, {time.perf_counter() - begin:.1f} s"
     was_off = moment_shift(problem.target, seen.draws, seen.pool)[0]
@@ -116,6 +118,26 @@ def reach_missed_mass(
     text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"
     text += f" {after.missed:.1%}, by {words}; {last.reason}"
     return replace(now, loss=last.loss, converged=True, reason=text, improper=False), after
+
+
+def _refitted(
+    problem: Problem, now: Progress, after: Pooled
+) -> Generator[Progress, None, tuple[Progress, Pooled]]:
+    """Fit a flow whose moments are off once more by KL(p‖q), to its own draws with their weights.
+
+    KL(q‖p) leaves sds small. Kept where draws move its moments less, and q still reaches all.
+    """
+    off = moment_shift(problem.target, after.draws, after.pool)[0]
+    if off < limits.REACHED_SHIFT or after.size < limits.MIN_MATCHED_DRAWS:
+        return now, after
+    flow = cast(Flow, copy.deepcopy(now.family))
+    flow.widen(0.0)
+    draws = after.resampled(limits.RESAMPLED_DRAWS, problem.generator)
+    again = yield from until_done(forward_kl.by_steps(draws, flow, problem.generator))
+    again = with_wide_tails(again, problem.target, problem.generator)
+    seen = pool_of(problem, flow)
+    better = moment_shift(problem.target, seen.draws, seen.pool)[0] < limits.MIN_MATCHED_GAIN * off
+    return (again, seen) if better and seen.missed <= limits.LIMITS.unreached else (now, after)
 
 
 def _polished(problem: Problem, flow: Flow) -> Iterator[Progress]:

@@ -14,7 +14,7 @@ from kullback.core import RunError, require
 from kullback.variational import limits
 from kullback.variational.diagnostics.missed_modes import Probed
 from kullback.variational.diagnostics.propriety import improper
-from kullback.variational.families import Family, FullRank, LowRank
+from kullback.variational.families import Family, Flow, FullRank, LowRank
 from kullback.variational.optimise import Progress, forward_kl, until_done
 from kullback.variational.optimise.batch_and_match import batch_and_match
 from kullback.variational.optimise.deterministic import fixed_normals
@@ -166,7 +166,8 @@ def _improved(
             matched, seen = yield from match_moments(problem, last)
             last, seen = yield from reach_missed_mass(problem, matched, seen)
             last, seen = yield from fit_to_chains(problem, last, seen)
-            last = move_to_moments(problem, last, seen)
+            if not isinstance(last.family, Flow):  # a bent shape is not stretched in z
+                last = move_to_moments(problem, last, seen)
     elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
         last = hamiltonian_moments(problem, last)
     return last
