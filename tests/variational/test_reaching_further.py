@@ -13,6 +13,7 @@ from kullback.variational.diagnostics import diagnose as diagnose_module
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import hamiltonian as module
 from kullback.variational.optimise.hamiltonian import Chains, hamiltonian
+from kullback.variational.stages import order
 from kullback.variational.stages.moments import moments_agree
 from kullback.variational.stages.plan import Problem, Settings, plan
 from kullback.variational.stages.weighted_draws import pool_of
@@ -250,3 +251,19 @@ def test_a_first_look_says_whether_moments_are_off(shift, stretch):
     seen = pool_of(problem, q, limits.CLOSE_DRAWS)
     moved = max(shift / stretch, abs(math.log(stretch)))
     assert moments_agree(target, seen) == (moved < limits.MIN_MOMENT_SHIFT)
+
+
+def test_where_the_time_is_over_finished_stages_stay(monkeypatch):
+    def matched(problem, last):
+        return replace(last, reason="matched"), None
+        yield
+
+    def late(*_):
+        raise OutOfTime("stopped after 1 s")
+        yield
+
+    monkeypatch.setattr(order, "match_moments", matched)
+    monkeypatch.setattr(order, "reach_missed_mass", late)
+    found = fit(lambda z: -0.5 * z.square().sum(), 2, progress=False)
+    assert found.reason == "matched; what would follow stopped after 1 s"
+    assert found.converged

@@ -129,47 +129,48 @@ def _improper_start(target: Target, start: Start) -> str:
 def _fixed_draws_and_on(problem: Problem, found: list[Start]) -> Iterator[Progress]:
     """Fit by fixed draws, and reach further where that falls short; see `_improved`."""
     last = yield from until_done(by_fixed_draws(problem, found))
-    try:
-        better = yield from _improved(problem, last, found)
-    except OutOfTime as error:
-        text = f"{last.reason}; what would follow {error}"
-        better = replace(last, reason=text)
-    yield better
+    yield (yield from _improved(problem, last, found))
 
 
 def _improved(
     problem: Problem, last: Progress, found: list[Start]
 ) -> Generator[Progress, None, Progress]:
-    """Fit again with peaks that a search finds; then match moments and reach missed mass."""
+    """Fit again with peaks that a search finds; then match moments and reach missed mass.
+
+    Where the time is over, what the last finished stage returned.
+    """
     searched, fitted = problem.how.refine, list[Probed]()
-    for _ in range(limits.MAX_SEARCHES if searched else 0):
-        if not last.converged:
-            break
-        probed = find_other_peak(problem, last)
-        if probed is None:
-            break
-        last = replace(last, searched=(last.family, probed))
-        if probed.draws is None or probed.share < limits.MIN_SHARE_ELSEWHERE:
-            break
-        if was_fitted(probed, fitted):
-            break
-        fitted.append(probed)
-        found, share = with_peak(problem, last, found, probed), probed.share
-        last = yield from until_done(by_fixed_draws(problem, found))
-        text = f"{last.reason}; fitted again with a peak of {share:.0%} of p that a search found"
-        last = replace(last, reason=text)
-    if searched and problem.settings.objective == "elbo":
-        bounded = within_edges(problem) if meets_edges(problem, last.family) else None
-        if bounded is not None:
-            return (yield from until_done(bounded))
-        if not last.improper:
-            matched, seen = yield from match_moments(problem, last)
-            last, seen = yield from reach_missed_mass(problem, matched, seen)
-            last, seen = yield from fit_to_chains(problem, last, seen)
-            if not isinstance(last.family, Flow):  # a bent shape is not stretched in z
-                last = move_to_moments(problem, last, seen)
-    elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
-        last = hamiltonian_moments(problem, last)
+    try:
+        for _ in range(limits.MAX_SEARCHES if searched else 0):
+            if not last.converged:
+                break
+            probed = find_other_peak(problem, last)
+            if probed is None:
+                break
+            last = replace(last, searched=(last.family, probed))
+            if probed.draws is None or probed.share < limits.MIN_SHARE_ELSEWHERE:
+                break
+            if was_fitted(probed, fitted):
+                break
+            fitted.append(probed)
+            found, share = with_peak(problem, last, found, probed), probed.share
+            last = yield from until_done(by_fixed_draws(problem, found))
+            text = f"fitted again with a peak of {share:.0%} of p that a search found"
+            last = replace(last, reason=f"{last.reason}; {text}")
+        if searched and problem.settings.objective == "elbo":
+            bounded = within_edges(problem) if meets_edges(problem, last.family) else None
+            if bounded is not None:
+                return (yield from until_done(bounded))
+            if not last.improper:
+                last, seen = yield from match_moments(problem, last)
+                last, seen = yield from reach_missed_mass(problem, last, seen)
+                last, seen = yield from fit_to_chains(problem, last, seen)
+                if not isinstance(last.family, Flow):  # a bent shape is not stretched in z
+                    last = move_to_moments(problem, last, seen)
+        elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
+            last = hamiltonian_moments(problem, last)
+    except OutOfTime as error:
+        return replace(last, reason=f"{last.reason}; what would follow {error}")
     return last
 
 
