@@ -274,6 +274,7 @@ def test_resume_finishes_what_is_left(trained, tmp_path, capsys):
     assert again == (trained / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_checks_speaks_both_ways(capsys):
     assert run("checks") == 0
     assert "GFLOP/s" in capsys.readouterr().out

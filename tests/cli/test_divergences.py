@@ -201,6 +201,7 @@ def test_explain_of_the_quiz_and_of_an_estimate(capsys):
     assert "proved: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plot_is_written_once_and_whole(tmp_path, capsys):
     out = tmp_path / "kl.svg"
     assert run("kl", *FOUNDING, "--plot", out) == 0

@@ -32,6 +32,7 @@ def write(folder, text, name="target.py"):
     return path
 
 
+@pytest.mark.slow
 def test_the_table_json_plot_and_folder(tmp_path, capsys):
     path = write(tmp_path, NORMAL)
     plot, out = tmp_path / "fit.svg", tmp_path / "kept"

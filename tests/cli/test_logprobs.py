@@ -36,6 +36,7 @@ def run(capsys, *arguments):
     return stop.value.code or 0, capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_text(capsys):
     code, said = run(capsys, "good.parquet", *NAMES, "--by", "step")
     assert code == 0
@@ -70,6 +71,7 @@ def test_gates(options, code, capsys):
     assert run(capsys, "good.parquet", *NAMES, *options)[0] == code
 
 
+@pytest.mark.slow
 def test_wrong_usage_and_bad_data(capsys):
     code, said = run(capsys, "good.parquet", "--p", "log_p", "--q", "lgq")
     assert code == 2
@@ -96,6 +98,7 @@ def test_a_fault_is_shown(capsys, folder):
     assert "best left out" in said.out
 
 
+@pytest.mark.slow
 def test_page(capsys, folder):
     code, said = run(capsys, "good.parquet", *NAMES, "--by", "step", "--html", "page.html")
     assert code == 0

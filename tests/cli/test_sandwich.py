@@ -70,6 +70,7 @@ def measured(trained, tmp_path_factory):
     return json.loads(out.getvalue()), error.getvalue(), rows, kept
 
 
+@pytest.mark.slow
 def test_sandwich_adds_to_the_figures_of_the_run(measured):
     printed, _, _, kept = measured
     found = printed["sandwich"]

@@ -211,6 +211,7 @@ def test_typed_options_and_the_verbs_table_go_before_the_file(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["draws"] == 400
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty_charts")
 def test_a_config_file_gives_every_kind_of_option(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -48,6 +48,7 @@ CASES = {
 CALLS = 700_000  # 0.4 s where the bare interpreter takes 0.05 s
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", CASES)
 def test_starts_without_torch(name):

@@ -46,6 +46,7 @@ def in_processes(monkeypatch, count=2):
     monkeypatch.setattr(workers, "available_cores", lambda: count)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("options", [{}, {"frames": "all", "channels": "grey", "size": 5}])
 def test_processes_give_what_this_one_does(mixed, monkeypatch, options):
@@ -69,6 +70,7 @@ def test_settings_of_pillow_reach_the_processes(mixed, monkeypatch):
     assert load(mixed).protocol["skipped"]["count"] == 3  # the one cut short is read
 
 
+@pytest.mark.slow
 def test_results_come_in_order_and_processes_end():
     function = functools.partial(operator.mul, 3)
     started = []

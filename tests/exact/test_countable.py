@@ -91,6 +91,7 @@ PAIRS = list(itertools.product(ROWS, ROWS))
 SOME = [pytest.param(PAIRS[::17], id="some"), pytest.param(PAIRS, id="all", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", SOME)
 def test_every_pair_against_mpmath(pairs):
     mp.mp.dps = 40

@@ -390,6 +390,7 @@ def test_another_temperature_leaves_no_error_bar():
     assert report.gate(require_below=100.0).failed is True
 
 
+@pytest.mark.slow
 def test_skipped_tokens_are_counted():
     columns, _ = FAULTS["sentinels"][0](np.random.default_rng(5))
     with pytest.raises(DataError, match="5 of 20,000 tokens lack a log-probability: log_p: 5 "):
@@ -504,6 +505,7 @@ def test_odd_groups_and_names():
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_columns_of_another_quantity_are_named(simulated):
     columns, _ = simulated
     for change, words in (

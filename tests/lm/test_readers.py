@@ -219,6 +219,7 @@ def test_bad_columns(columns):
     wrong("p and q: expected two columns of numbers, or two of lists", lists, p="p", q="q")
 
 
+@pytest.mark.slow
 def test_bad_values(columns):
     tokens = pd.DataFrame(columns)
     wrong("expected rows; got none", table({name: values[:0] for name, values in columns.items()}),
@@ -231,6 +232,7 @@ def test_bad_values(columns):
     wrong("log_q: 1 −inf", both, **PAIR)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(6)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("place", [0, 700, -1])
@@ -335,6 +337,7 @@ def test_a_full_disk():
         raise error("IO Error: Could not write: No space left on device")
 
 
+@pytest.mark.slow
 def test_lists_with_positions_a_json_array_and_masks_of_labels(tmp_path):
     columns, _ = logs(np.random.default_rng(0), sequences=12, length=30)
     frame = pd.DataFrame(columns)

@@ -29,6 +29,7 @@ def test_text_has_the_verdict_and_every_group():
     assert max(map(len, text.splitlines())) <= 110
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_the_same_every_time():
     found = audit(k1)
     page = audit_page.render(found)

@@ -87,6 +87,7 @@ def assert_self_contained(page):
     assert set(re.findall(r"url\((.)", bare)) <= {"#"}
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_evaluation(run, whole):
     text = Page(whole).text
     stored = json.loads((run / "evaluation.json").read_text())
@@ -163,6 +164,7 @@ def test_without_an_evaluation(run):
     assert page.count("<img") == 5
 
 
+@pytest.mark.slow
 def test_without_the_data(run):
     edit(run / "config.json", lambda c: c["data"].update(source="/gone/<away>"))
     page = written(run)
@@ -201,6 +203,7 @@ def test_a_model_in_memory_is_shown_as_the_stored_one(run):
     assert model.training  # as it was
 
 
+@pytest.mark.slow
 def test_before_the_training_has_finished(run):
     (run / "model.safetensors").unlink()
     page = written(run)
@@ -292,6 +295,7 @@ def test_wide_rgb_noise_stays_under_the_limit(tmp_path):
     assert_self_contained(page)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("latent", [1, 4])
 def test_vectors_get_a_page_without_pictures(tmp_path, latent):
@@ -360,6 +364,7 @@ def test_the_lead_says_what_a_likelihood_is_given_beside_z(kind, fields, said):
     assert said in _lead(record)
 
 
+@pytest.mark.slow
 def test_the_command_names_what_was_asked_for():
     architecture = Architecture(network="mlp", hidden=(16, 32), likelihood="bernoulli")
     config = {

@@ -100,6 +100,7 @@ def test_the_classifier_against_scikit_learn():
     np.testing.assert_allclose(ours, theirs.clip(-most, most), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(4)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])

@@ -145,6 +145,7 @@ def test_noise_of_k2_is_above_the_best():
             assert row.noise > row.best_noise >= 0
 
 
+@pytest.mark.slow
 def test_clamps_are_counted():
     report = audit(peers.verl_low_var_kl)
     far = [row for row in report.rows if row.distance == "far"]
@@ -191,6 +192,7 @@ def test_what_is_returned_goes_to_json():
     assert "Its value on-policy is KL(policy‖ref)" in report.verdict
 
 
+@pytest.mark.slow
 def test_objects_tuples_and_partials_are_understood():
     def both(power, logp, ref_logp):
         return (0.5 * (logp - ref_logp) ** power, {"logged": 1})

@@ -90,6 +90,7 @@ def test_the_value_of_k2_and_the_gradient_of_the_divergence(direction, on_policy
     assert relative(gradient, here.gradient(truth)) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(8)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
@@ -578,6 +579,7 @@ def covariance(chance, x, y):
 LAWFUL = [World(3, 3, seed=seed, far=0.2 + 0.3 * seed) for seed in range(6)] + [conditioned()]
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(7)
 @pytest.mark.parametrize("here", LAWFUL)
 def test_at_every_position_the_exact_kl_never_scatters_more(here):

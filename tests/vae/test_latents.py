@@ -751,6 +751,7 @@ def test_the_best_full_gaussian_has_no_gap_and_the_best_diagonal_one_the_known_o
     assert within(truth.repeat(40) - figures.elbo - known)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize(("family", "most"), [("full", 0.01), ("low_rank", 0.01), ("iaf", 0.06)])
 def test_refitting_finds_the_best_q_of_the_family(family, most):

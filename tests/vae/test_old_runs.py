@@ -49,6 +49,7 @@ def test_an_old_run_keeps_its_data_and_figures(run):
     assert before.varying_units is None
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 def test_an_old_run_renders_without_its_false_row(run):
     """The second row of the last step held an ELBO of 0; the test figures of it are kept."""

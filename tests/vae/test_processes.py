@@ -373,6 +373,7 @@ def test_slices_of_a_state_are_those_of_whole_states(case, size, precision, numb
     assert {len(one) for one in owned} == {length}
 
 
+@pytest.mark.slow
 def test_a_step_of_slices_sends_what_a_whole_one_does_and_the_weights():
     """The gradient once (N buckets), 7 + N figures, the weights once; at first their order too."""
     for size in (2, 4):

@@ -30,6 +30,7 @@ def test_forward_matches_the_moments():
     assert float(frame.scale) ** 2 == pytest.approx(variance, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_reverse_picks_one_peak_and_forward_covers_both():
     p = on_grid(two_peaks)
     forward, reverse = project(p, "forward"), project(p, "reverse")

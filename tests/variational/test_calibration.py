@@ -219,6 +219,7 @@ def test_fits_are_ranked_the_same_in_any_number_of_processes():
     assert str(one).startswith("Calibrated, as far as 20 fits find")
 
 
+@pytest.mark.slow
 def test_a_fitter_that_is_too_sure_is_found():
     fitter = functools.partial(quick, change=lambda z: 0.5 * z)
     found = calibrate(
@@ -301,6 +302,7 @@ def test_a_fit_of_the_prior_is_found_by_the_log_density():
     assert mu.verdict == NO_DEVIATION and log_p.verdict != NO_DEVIATION
 
 
+@pytest.mark.slow
 def test_failed_fits_are_counted_and_named():
     def fitter(target, **options):
         if torch.rand((), generator=options["generator"]) < 0.2:

@@ -75,6 +75,7 @@ def scanned(log_density, parameters):
     return None if way is None else way.sign().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(18)
 @pytest.mark.parametrize("count", [3, 8])
 @pytest.mark.parametrize("law", LAWS)
@@ -91,6 +92,7 @@ def test_they_are_however_the_scale_is_declared(law, coordinate, rows):
     assert scanned(*effects(law, coordinate=coordinate, rows=rows)) == [0.0, way] + [0.0] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(18)
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("law", ["t2", "t4", "laplace", "gumbel"])
@@ -104,6 +106,7 @@ def test_the_slope_of_a_sharp_likelihood_hides_nothing():
     assert scanned(*effects("t2", coordinate="log tau", count=30, rows=300)) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("law", ["t4", "laplace"])
 def test_effects_of_counts_are_followed_although_their_likelihood_overflows(law):

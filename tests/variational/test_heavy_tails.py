@@ -20,6 +20,7 @@ def student(z, degrees):
     return -0.5 * (degrees + 1) * torch.log1p(z.square() / degrees)
 
 
+@pytest.mark.slow
 def test_the_tail_index_is_that_of_the_coordinates_that_have_it():
     z = normals(200, 3)
 
@@ -37,6 +38,7 @@ NOISES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(17)
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("dims", [2, 5, 10])

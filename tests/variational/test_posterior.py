@@ -54,6 +54,7 @@ def found():
     return fit(log_joint, PARAMETERS, family="full_rank", progress=False)
 
 
+@pytest.mark.slow
 def test_the_posterior_is_the_constraining_map_of_the_draws(found):
     post, n = found.posterior, len(found.draws)
     assert list(post) == list(PARAMETERS)

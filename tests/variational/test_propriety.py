@@ -255,6 +255,7 @@ def test_improper_scales_are_found_wherever_the_fit_begins(spread, scales):
         assert "goes to -infinity" in scanned(*groups(lambda v: -v, "tau", True, spread=spread))
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(16)
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(
@@ -291,6 +292,7 @@ def test_the_scale_of_data_that_agree_is_improper(data):
     assert bool(said) == (len({*data}) == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("coordinate", ["tau", "log tau"])
 def test_a_centred_hierarchy_under_1_over_tau_is_given_up_before_the_fit(coordinate):
@@ -390,6 +392,7 @@ def test_a_bounded_support_is_no_flat_direction():
     assert undecaying(lambda z: torch.where(z[:, 0].abs() < 1e4, 0.0, -math.inf), z) != ""
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(4)
 @pytest.mark.parametrize("degrees", [1.0, 1.6, 1.9, 2.1, 2.5, 3.0, 4.0, 5.0])
 def test_an_sd_that_draws_do_not_show_is_bounded_by_the_tail_index(degrees):

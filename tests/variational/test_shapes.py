@@ -397,6 +397,7 @@ def test_a_centred_hierarchy_with_checked_arguments_does_not_crash():
     assert bool(found.log_p.isfinite().all())
 
 
+@slow
 def test_a_density_with_branches_is_fitted_in_few_calls():
     calls = 0
 

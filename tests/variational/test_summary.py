@@ -59,6 +59,7 @@ def test_corrected_draws_are_nearer_to_the_truth(found, judged):
     assert abs(float(draws.var()) - 1.0) < Z * math.sqrt((fourth - 1) / effective)
 
 
+@pytest.mark.slow
 def test_unsound_draws_are_refused_with_the_reason():
     far = fit(gamma, {"rate": constraints.positive}, family="full_rank", progress=False)
     z = far.draws + 6.0

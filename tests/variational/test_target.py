@@ -248,6 +248,7 @@ def test_a_pass_over_rows_is_the_whole():
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_mini_batches_are_unbiased_by_enumeration():
     """Averaged over every batch of two of eleven rows, value and gradient are the whole's."""
     some, whole = rows()
@@ -690,6 +691,7 @@ def test_a_simplex_decays_as_far_as_the_reals_reach(k):
     assert bool((far[0] > 0).all()) and bool((far[1].diff() < 0).all())
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_a_dirichlet_is_proper(alpha):
