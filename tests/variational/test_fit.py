@@ -407,17 +407,22 @@ def test_the_first_stochastic_step_is_the_rate_along_each_axis(draws):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("mean", "sd", "double", "said"),
     [(1e4, 0.01, False, True), (1e4, 0.01, True, False), (1000.0, 0.01, False, False)],
 )
-def test_a_density_that_rounds_to_float32_is_told_where_that_is_coarse(mean, sd, double, said):
+def test_a_density_that_rounds_to_float32_is_told_where_that_is_coarse(
+    mean, sd, double, said, seed
+):
     """At 10,000 float32 has steps of 0.001, a tenth of the sd; at 1,000 of 0.006 sd."""
 
     def log_density(z):
         place = z[0] if double else z[0].float()
         return -0.5 * ((place - mean) / sd) ** 2
 
-    found = fit(log_density, 1, progress=False)
+    found = fit(log_density, 1, generator=seeded(seed), progress=False)
     assert ("log_density rounds z to float32" in found.reason) == said
-    assert (found.diagnosis.level == "trust") == (not said)
+    off = abs(float(found.draws.mean()) - mean) / sd
+    right = off < 0.2 and abs(math.log(float(found.draws.std()) / sd)) < math.log(1.22)
+    assert right if found.diagnosis.level == "trust" else said

@@ -90,6 +90,7 @@ LOOPED_CLIMBS = 8  # of the search for other peaks
 
 # fit
 COARSE_ROUNDING = 0.05  # sd: resolution of float32 from which it is said
+BESIDE_BOUNDARIES = 5  # of MIN_DRAWS, that a move of 1e-10 of z takes to the next float32
 MAX_FIT_SECONDS = 600.0  # by default: what no row of benchmarks/posteriors.py takes on one core
 EVALUATION_SHARE = 0.1  # of it, left to evaluate draws of the fitted q
 
