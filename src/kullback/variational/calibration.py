@@ -654,13 +654,10 @@ def _in_processes(
             hint = "fewer workers, if memory is short; with workers=1 a crash shows where it is"
             raise RunError(f"{words}. Try: {hint}") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
             if left:  # interrupted: nobody waits for the fits under way
-                children = {*multiprocessing.active_children()} - others
-                for child in children:
+                for child in {*multiprocessing.active_children()} - others:
                     child.terminate()
-                for child in children:
-                    child.join()
+            pool.shutdown(cancel_futures=True)  # its thread alone waits for the processes' ends
 
 
 _job: list[_Job] = []  # of this worker process
