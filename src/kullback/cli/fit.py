@@ -24,6 +24,7 @@ from kullback.core import (
     KullbackError,
     RunError,
     message,
+    one_line,
     read_npy,
     write_atomic,
 )
@@ -32,7 +33,6 @@ from .options import FitOptions, Shared
 from .session import bar, log, prepare, print_json, quiet, say, ticking, write
 from .user_code import (
     TargetFile,
-    first_line,
     passed,
     raised_in,
     read_target,
@@ -382,7 +382,7 @@ def _evaluated_by(file: TargetFile, package: str = "") -> Iterator[None]:
             raise
         if package and not passed(error, package):
             raise
-        words = f"{type(error).__name__}: {first_line(error)}"
+        words = one_line(error)
         raise DataError(
             f"{file.path}: {file.program} refuses the model or its data: {words}"
         ) from error

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import DataError, KullbackError, message, require
+from kullback.core import DataError, KullbackError, message, one_line, require
 
 from .options import AuditOptions, Shared
 from .session import log, prepare, print_json, say, write
@@ -29,7 +29,6 @@ from .session import log, prepare, print_json, say, write
 __all__ = [
     "TargetFile",
     "audit",
-    "first_line",
     "function_at",
     "passed",
     "raised_in",
@@ -97,13 +96,7 @@ def user_code(path: Path | None, *, traceback: bool = False) -> Iterator[None]:
             raise
         if not _where(path, error) and not isinstance(error, SyntaxError):
             raise  # not the user's
-        words = f"{type(error).__name__}: {first_line(error)}"
-        raise DataError(f"{path}{_where(path, error)}: {words}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an exception says."""
-    return (str(error).strip() or "without a message").splitlines()[0]
+        raise DataError(f"{path}{_where(path, error)}: {one_line(error)}") from error
 
 
 def went_through(error: BaseException, path: Path) -> bool:

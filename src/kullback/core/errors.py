@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "import_extra",
     "message",
+    "one_line",
     "printable",
     "require",
     "require_count",
@@ -231,6 +232,25 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's kind and the first line of what it says.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        `Kind: words`.
+
+    Example:
+        >>> one_line(ValueError("no such data"))
+        'ValueError: no such data'
+        >>> one_line(KeyError())
+        'KeyError: without a message'
+    """
+    words = (str(error).strip() or "without a message").splitlines()[0]
+    return f"{type(error).__name__}: {words}"
 
 
 def printable(text: str) -> str:

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import RunError, json_value, require
+from kullback.core import RunError, json_value, one_line, require
 
 from . import limits
 from .diagnostics.summary import resample
@@ -404,8 +404,7 @@ class _Job:
         try:
             return self.run(place)
         except Exception as error:  # noqa: BLE001 - the user's code: other simulations stay
-            words = (str(error).strip() or "without a message").splitlines()[0]
-            return _Simulated(None, (), None, failure=f"{type(error).__name__}: {words}")
+            return _Simulated(None, (), None, failure=one_line(error))
 
     def run(self, place: int) -> _Simulated:
         """Simulate, fit, judge and rank."""

@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 
 from kullback.variational import limits
-from kullback.variational.diagnostics.missed_modes import probe
 from kullback.variational.families import Family, FullRank
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import Progress, forward_kl, until_done
 from kullback.variational.optimise.edges import edges, interior, proposals
 from kullback.variational.optimise.starts import Start
 
+from .missed_mass import find_other_peak
 from .plan import Problem
 from .to_draws import fit_to_draws
 from .weighted_draws import pool_of
@@ -72,14 +72,11 @@ def within_edges(problem: Problem) -> Iterator[Progress] | None:
 
 def _regions(problem: Problem, family: Family) -> list[Start]:
     """Return starts on q's region and on another, beyond log p = −inf; none where none is found."""
-    z = family.sample(limits.CHECK_DRAWS, problem.generator)
-    density, here = problem.target.log_density, family.absorb()
-    with torch.no_grad():
-        log_p, log_q = density(z), family.log_prob(z)
-    if here is None or not bool(log_p.isfinite().any()):
+    here = family.absorb()
+    probed = None if here is None else find_other_peak(problem, family, beyond_edges=True)
+    if here is None or probed is None or probed.share < limits.NAMED_ELSEWHERE:
         return []
-    probed = probe(density, z, log_p, log_q, generator=problem.generator)
-    if probed.draws is None or probed.log_weights is None or probed.share < limits.NAMED_ELSEWHERE:
+    if probed.draws is None or probed.log_weights is None:
         return []
     there = probed.log_weights.softmax(0) @ probed.draws
     return [Start(here, 0.0), Start(Frame(there, here.scale), 0.0)]

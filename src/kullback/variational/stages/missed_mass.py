@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kullback.variational import limits
 from kullback.variational.diagnostics.missed_modes import Probed, probe
-from kullback.variational.families import Flow, Mixture
+from kullback.variational.families import Family, Flow, Mixture
 from kullback.variational.families.family import Frame
 from kullback.variational.objectives import loss_of
 from kullback.variational.optimise import Progress, forward_kl, until_done
@@ -32,13 +32,19 @@ from .weighted_draws import Pooled, moment_shift, pool_of
 __all__ = ["find_other_peak", "reach_missed_mass", "was_fitted", "with_peak"]
 
 
-def find_other_peak(problem: Problem, last: Progress) -> Probed | None:
-    """Search for a peak that q has not; None where log p is not finite at q's draws."""
+def find_other_peak(
+    problem: Problem, family: Family, *, beyond_edges: bool = False
+) -> Probed | None:
+    """Search for a peak that q has not; None where log p is not finite at q's draws.
+
+    beyond_edges: let it be finite at some of them; see `probe`.
+    """
     target, generator = problem.target, problem.generator
-    z = last.family.sample(limits.CHECK_DRAWS, generator)
+    z = family.sample(limits.CHECK_DRAWS, generator)
     with torch.no_grad():
-        log_p, log_q = target.log_density(z), last.family.log_prob(z)
-    if not bool(log_p.isfinite().all()):
+        log_p, log_q = target.log_density(z), family.log_prob(z)
+    known = log_p.isfinite()
+    if not bool(known.any() if beyond_edges else known.all()):
         return None
     return probe(target.log_density, z, log_p, log_q, generator=generator)
 

@@ -144,7 +144,7 @@ def _improved(
         for _ in range(limits.MAX_SEARCHES if searched else 0):
             if not last.converged:
                 break
-            probed = find_other_peak(problem, last)
+            probed = find_other_peak(problem, last.family)
             if probed is None:
                 break
             last = replace(last, searched=(last.family, probed))
